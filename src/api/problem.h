@@ -138,6 +138,11 @@ typedef struct attend_services {
   void (*log)(void *user, attend_log_level level, const char *message);
 } attend_services;
 
+/* Calls item(context, worker, index) once for every index in [0, items), in ascending order of their start, on at most
+ * `workers` threads at a time; worker in [0, workers) says which scratch to use. Returns when all are done. */
+void attend_for_each(const attend_services *services, int workers, int64_t items,
+                     void (*item)(void *context, int worker, int64_t index), void *context);
+
 typedef struct attend_kernel_row attend_kernel_row;
 
 /* What a kernel decides when a plan is made. */

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/* Dynamic scheduling on top of parallel_for: the hook hands out workers, the workers take items from one counter. So a
+ * hook need not balance anything, and scratch is per worker. */
+#include "problem.h"
+
+#include <stdatomic.h>
+
+typedef struct queue {
+  _Atomic int64_t next;
+  int64_t items;
+  void (*item)(void *context, int worker, int64_t index);
+  void *context;
+} queue;
+
+static void work(void *context, int worker) {
+  queue *q = context;
+  for (;;) {
+    int64_t index = atomic_fetch_add_explicit(&q->next, 1, memory_order_relaxed);
+    if (index >= q->items) return;
+    q->item(q->context, worker, index);
+  }
+}
+
+void attend_for_each(const attend_services *services, int workers, int64_t items,
+                     void (*item)(void *context, int worker, int64_t index), void *context) {
+  if (items <= 0) return;
+  queue q = {.items = items, .item = item, .context = context};
+  if (workers > items) workers = (int)items;
+  if (workers <= 1)
+    work(&q, 0);
+  else
+    services->parallel_for(services->user, workers, work, &q);
+}
