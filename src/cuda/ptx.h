@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT */
+/* PTX words, sm_75 to sm_90: one instruction per function, and no policy. Kernels reach the hardware only through these
+ * words and CUDA's built-in variables; so, compiled by a host compiler, they run on tests/support/emulate.h, which defines
+ * the same words for 32 lanes that take turns.
+ *
+ * Fragments of mma m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"), with g = lane / 4, t = lane % 4; each
+ * register holds two neighbouring 16-bit elements:
+ *     A [16,16]  a0 = (g, 2t)  a1 = (g+8, 2t)  a2 = (g, 2t+8)  a3 = (g+8, 2t+8)
+ *     B [16,8]   b0 = (2t, g)  b1 = (2t+8, g)                                     (row k, column n)
+ *     C [16,8]   c0, c1 = (g, 2t), (g, 2t+1)   c2, c3 = (g+8, 2t), (g+8, 2t+1)    (f32) */
+#ifndef ATTEND_PTX_H
+#define ATTEND_PTX_H
+
+#ifdef __CUDACC__
+
+#include <stdint.h>
+
+#define WORD static __device__ __forceinline__
+#define KERNEL extern "C" __global__
+
+/* 2^x, relative error 2^-22; flushes subnormal results. */
+WORD float word_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+WORD uint32_t word_shuffle(uint32_t x, int lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
+WORD uint32_t word_shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
+WORD float word_shuffle_xor_f32(float x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
+WORD bool word_any(bool x) { return __any_sync(0xFFFFFFFFu, x); }
+WORD uint32_t word_ballot(bool x) { return __ballot_sync(0xFFFFFFFFu, x); }
+WORD void word_sync_warp(void) { __syncwarp(); }
+WORD void word_sync_block(void) { __syncthreads(); }
+
+/* Bytes 4..7 of the selector's digits are those of b, 0..3 of a. */
+WORD uint32_t word_permute_bytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+
+/* Two f32 rounded to nearest even, lo in the low half. */
+WORD uint32_t word_pack_bf16(float lo, float hi) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+#else /* sm_75 has no bf16 conversion: round by integer arithmetic */
+  uint32_t bits[2] = {__float_as_uint(lo), __float_as_uint(hi)};
+  for (int i = 0; i < 2; i++)
+    bits[i] = (bits[i] & 0x7FFFFFFFu) > 0x7F800000u ? bits[i] | 0x400000u : bits[i] + 0x7FFFu + ((bits[i] >> 16) & 1u);
+  return __byte_perm(bits[0], bits[1], 0x7632);
+#endif
+}
+WORD uint32_t word_pack_f16(float lo, float hi) {
+  uint32_t r;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#else
+  uint16_t a, b;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(a) : "f"(lo));
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(b) : "f"(hi));
+  r = a | (uint32_t)b << 16;
+#endif
+  return r;
+}
+WORD float word_f32_from_bits(uint32_t x) { return __uint_as_float(x); }
+WORD uint32_t word_bits_from_f32(float x) { return __float_as_uint(x); }
+WORD float word_f32_from_f16(uint32_t low_half) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"((uint16_t)low_half));
+  return y;
+}
+
+/* C += A B, f32 accumulation. Exist from sm_80 on (f16 from sm_75 in a smaller shape only). */
+WORD void word_mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+WORD void word_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+/* Transpose an 8x8 matrix of 16-bit elements held one register a lane: lane holds row lane / 4, columns 2t, 2t+1. */
+WORD uint32_t word_transpose(uint32_t x) {
+  uint32_t y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+/* Four 8x8 matrices from shared memory: lanes 8m .. 8m+7 name the rows (16 bytes each) of matrix m; r[m] as above. */
+WORD void word_load_matrices(uint32_t r[4], const void *shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"((uint32_t)__cvta_generic_to_shared(shared_row))
+               : "memory");
+}
+WORD void word_load_matrices_transposed(uint32_t r[4], const void *shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"((uint32_t)__cvta_generic_to_shared(shared_row))
+               : "memory");
+}
+
+/* Copy 16 bytes from global to shared memory asynchronously; where !valid, write zeros and read nothing (sm_80). */
+WORD void word_copy_async(void *shared, const void *global, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+#endif
+}
+WORD void word_copy_commit(void) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define word_copy_wait(groups) asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory")
+#else
+#define word_copy_wait(groups) ((void)(groups))
+#endif
+
+/* 16 bytes of global memory that this kernel only reads (or writes) once: kept out of L1, first to leave L2. */
+WORD uint4 word_load_once(const void *p) {
+  uint4 r;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  return r;
+}
+/* The same for data that is read again soon. */
+WORD uint4 word_load(const void *p) {
+  uint4 r;
+  asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  return r;
+}
+WORD void word_store_once(void *p, uint4 x) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+
+#else
+#include "emulate.h"
+#endif
+#endif

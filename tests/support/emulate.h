@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT */
+/* CUDA kernels on the CPU, for machines without a GPU: the words of src/cuda/ptx.h and CUDA's built-in names, for a
+ * thread block whose lanes are coroutines. A kernel's source is included by a C++ test after this header; emulate() then
+ * runs it block by block. Lanes meet in every collective word, so a collective that not all lanes of a warp reach is found
+ * as a deadlock and reported. What it cannot show: races (lanes switch only at collectives), alignment faults, speed. */
+#ifndef ATTEND_EMULATE_H
+#define ATTEND_EMULATE_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <functional>
+
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+struct emulate_builtin {
+  dim3 thread, block, block_size, grid;
+};
+extern emulate_builtin emulate_now; /* of the lane that runs */
+
+#define threadIdx emulate_now.thread
+#define blockIdx emulate_now.block
+#define blockDim emulate_now.block_size
+#define gridDim emulate_now.grid
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__
+#define __constant__
+#define __grid_constant__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define WORD static inline
+#define KERNEL
+
+/* Run `lane` once for every thread of every block. Aborts with a message on a deadlock. */
+void emulate(dim3 grid, dim3 block, const std::function<void()> &lane);
+
+/* The lane's operands are deposited, all lanes of its warp (or block) arrive, and every lane may read all deposits. */
+const void *emulate_exchange(const void *mine, size_t size); /* returns [32] deposits, each at a multiple of 64 bytes */
+void emulate_block_barrier(void);
+
+template <class T> static inline T emulate_from(const void *deposits, int lane) {
+  T x;
+  memcpy(&x, (const char *)deposits + 64 * (lane & 31), sizeof x);
+  return x;
+}
+static inline int emulate_lane(void) { return (int)(threadIdx.x & 31); }
+
+float emulate_f16_to_f32(uint32_t low_half);
+uint32_t emulate_f32_to_f16(float x);
+uint32_t emulate_f32_to_bf16(float x);
+
+WORD float word_f32_from_bits(uint32_t x) {
+  float f;
+  memcpy(&f, &x, 4);
+  return f;
+}
+WORD uint32_t word_bits_from_f32(float f) {
+  uint32_t x;
+  memcpy(&x, &f, 4);
+  return x;
+}
+WORD float word_exp2(float x) { return exp2f(x); }
+WORD uint32_t word_shuffle(uint32_t x, int lane) { return emulate_from<uint32_t>(emulate_exchange(&x, 4), lane); }
+WORD uint32_t word_shuffle_xor(uint32_t x, int lanes) { return word_shuffle(x, emulate_lane() ^ lanes); }
+WORD float word_shuffle_xor_f32(float x, int lanes) {
+  return word_f32_from_bits(word_shuffle_xor(word_bits_from_f32(x), lanes));
+}
+WORD uint32_t word_ballot(bool x) {
+  uint32_t mine = x, all = 0;
+  const void *deposits = emulate_exchange(&mine, 4);
+  for (int lane = 0; lane < 32; lane++) all |= emulate_from<uint32_t>(deposits, lane) << lane;
+  return all;
+}
+WORD bool word_any(bool x) { return word_ballot(x) != 0; }
+WORD void word_sync_warp(void) { (void)word_ballot(true); }
+WORD void word_sync_block(void) { emulate_block_barrier(); }
+WORD void __syncthreads(void) { emulate_block_barrier(); }
+
+WORD uint32_t word_permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  uint64_t bytes = (uint64_t)b << 32 | a;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; i++) r |= (uint32_t)((bytes >> (8 * ((selector >> (4 * i)) & 7))) & 255) << (8 * i);
+  return r;
+}
+WORD uint32_t word_pack_bf16(float lo, float hi) { return emulate_f32_to_bf16(lo) | emulate_f32_to_bf16(hi) << 16; }
+WORD uint32_t word_pack_f16(float lo, float hi) { return emulate_f32_to_f16(lo) | emulate_f32_to_f16(hi) << 16; }
+WORD float word_f32_from_f16(uint32_t low_half) { return emulate_f16_to_f32(low_half); }
+
+void emulate_mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, bool bf16);
+WORD void word_mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) { emulate_mma(c, a, b0, b1, true); }
+WORD void word_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) { emulate_mma(c, a, b0, b1, false); }
+WORD uint32_t word_transpose(uint32_t x) {
+  const void *rows = emulate_exchange(&x, 4); /* element (r, c) is half c % 2 of lane 4 r + c / 2 */
+  int g = emulate_lane() / 4, t = emulate_lane() % 4;
+  uint32_t lo = emulate_from<uint32_t>(rows, 4 * (2 * t) + g / 2), hi = emulate_from<uint32_t>(rows, 4 * (2 * t + 1) + g / 2);
+  int shift = 16 * (g % 2);
+  return ((lo >> shift) & 0xFFFF) | ((hi >> shift) & 0xFFFF) << 16;
+}
+void emulate_load_matrices(uint32_t r[4], const void *shared_row, bool transposed);
+WORD void word_load_matrices(uint32_t r[4], const void *row) { emulate_load_matrices(r, row, false); }
+WORD void word_load_matrices_transposed(uint32_t r[4], const void *row) { emulate_load_matrices(r, row, true); }
+
+WORD void word_copy_async(void *shared, const void *global, bool valid) {
+  if (valid)
+    memcpy(shared, global, 16);
+  else
+    memset(shared, 0, 16);
+}
+WORD void word_copy_commit(void) {}
+#define word_copy_wait(groups) ((void)(groups))
+WORD uint4 word_load(const void *p) {
+  uint4 r;
+  memcpy(&r, p, 16);
+  return r;
+}
+WORD uint4 word_load_once(const void *p) { return word_load(p); }
+WORD void word_store_once(void *p, uint4 x) { memcpy(p, &x, 16); }
+
+#endif
