@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: MIT */
+/* The lane words for any machine: vectors of 16 bytes in the language extension that gcc and clang share, which become
+ * SSE2 on x86-64, NEON on aarch64 and plain code elsewhere. LANES_F64 before the include makes the lanes doubles.
+ *
+ * A vocabulary defines `real` (the type of a lane), LANES, `lanes`, `lane_mask` and the words below;
+ * docs/kernel-contract.md lists them. Words have no side effect but their stores, and touch no memory beyond the lanes
+ * they name. Where an argument is NaN, lanes_max(a, b) and lanes_min(a, b) return b. */
+#ifndef ATTEND_VEC_SCALAR_H
+#define ATTEND_VEC_SCALAR_H
+
+#include "api/element.h"
+
+#include <string.h>
+
+#define WORD static inline __attribute__((always_inline))
+
+#ifdef LANES_F64
+typedef double real;
+typedef int64_t lane_integer;
+#define LANES 2
+#else
+typedef float real;
+typedef int32_t lane_integer;
+#define LANES 4
+#endif
+typedef real lanes __attribute__((vector_size(16)));
+typedef lane_integer lane_mask __attribute__((vector_size(16)));
+
+/* ---- Memory ---- */
+
+WORD lanes lanes_zero(void) { return (lanes){0}; }
+WORD lanes lanes_set1(real x) { return x - (lanes){0}; }
+WORD lanes lanes_load(const real *p) {
+  lanes x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+WORD void lanes_store(real *p, lanes x) { memcpy(p, &x, sizeof x); }
+/* The first n of LANES lanes, 0 <= n <= LANES; a load leaves 0 in the others. */
+WORD lanes lanes_load_first(const real *p, int n) {
+  lanes x = {0};
+  for (int i = 0; i < LANES; i++)
+    if (i < n) x[i] = p[i];
+  return x;
+}
+WORD void lanes_store_first(real *p, lanes x, int n) {
+  for (int i = 0; i < LANES; i++)
+    if (i < n) p[i] = x[i];
+}
+WORD lanes lanes_load_f16_first(const uint16_t *p, int n) {
+  lanes x = {0};
+  for (int i = 0; i < LANES; i++)
+    if (i < n) x[i] = attend_f32_from_f16(p[i]);
+  return x;
+}
+WORD lanes lanes_load_bf16_first(const uint16_t *p, int n) {
+  lanes x = {0};
+  for (int i = 0; i < LANES; i++)
+    if (i < n) x[i] = attend_f32_from_bf16(p[i]);
+  return x;
+}
+WORD void lanes_store_f16_first(uint16_t *p, lanes x, int n) {
+  for (int i = 0; i < LANES; i++)
+    if (i < n) p[i] = attend_f16_from_f32((float)x[i]);
+}
+WORD void lanes_store_bf16_first(uint16_t *p, lanes x, int n) {
+  for (int i = 0; i < LANES; i++)
+    if (i < n) p[i] = attend_bf16_from_f32((float)x[i]);
+}
+WORD lanes lanes_load_f16(const uint16_t *p) { return lanes_load_f16_first(p, LANES); }
+WORD lanes lanes_load_bf16(const uint16_t *p) { return lanes_load_bf16_first(p, LANES); }
+WORD void lanes_store_f16(uint16_t *p, lanes x) { lanes_store_f16_first(p, x, LANES); }
+WORD void lanes_store_bf16(uint16_t *p, lanes x) { lanes_store_bf16_first(p, x, LANES); }
+/* Bytes of a bool tensor as 0 or 1. */
+WORD lanes lanes_load_bool(const uint8_t *p) {
+  lanes x;
+  for (int i = 0; i < LANES; i++) x[i] = p[i] != 0;
+  return x;
+}
+
+/* ---- Arithmetic ---- */
+
+WORD lanes lanes_select(lane_mask m, lanes a, lanes b) { return (lanes)(((lane_mask)a & m) | ((lane_mask)b & ~m)); }
+WORD lanes lanes_add(lanes a, lanes b) { return a + b; }
+WORD lanes lanes_sub(lanes a, lanes b) { return a - b; }
+WORD lanes lanes_mul(lanes a, lanes b) { return a * b; }
+WORD lanes lanes_div(lanes a, lanes b) { return a / b; }
+WORD lanes lanes_fma(lanes a, lanes b, lanes c) {
+  return a * b + c;
+} /* a * b + c, fused where that is one instruction */
+WORD lanes lanes_fnma(lanes a, lanes b, lanes c) { return c - a * b; }
+WORD lanes lanes_max(lanes a, lanes b) { return lanes_select(a > b, a, b); }
+WORD lanes lanes_min(lanes a, lanes b) { return lanes_select(a < b, a, b); }
+WORD lanes lanes_abs(lanes a) { return lanes_select(a < 0, -a, a); }
+WORD real lanes_reduce_add(lanes a) {
+  for (int step = LANES / 2; step; step /= 2)
+    for (int i = 0; i < step; i++) a[i] += a[i + step];
+  return a[0];
+}
+WORD real lanes_reduce_max(lanes a) {
+  for (int i = 1; i < LANES; i++)
+    if (a[i] > a[0]) a[0] = a[i];
+  return a[0];
+}
+WORD void lanes_transpose(lanes x[LANES]) {
+  for (int i = 0; i < LANES; i++)
+    for (int j = 0; j < i; j++) {
+      real t = x[i][j];
+      x[i][j] = x[j][i];
+      x[j][i] = t;
+    }
+}
+WORD lanes lanes_index(void) { /* 0, 1, 2, … */
+  lanes x;
+  for (int i = 0; i < LANES; i++) x[i] = (real)i;
+  return x;
+}
+
+/* ---- Masks ---- */
+
+WORD lane_mask lanes_less(lanes a, lanes b) { return a < b; }        /* false where either is NaN */
+WORD lane_mask lanes_less_equal(lanes a, lanes b) { return a <= b; } /* the same */
+WORD lane_mask lanes_equal(lanes a, lanes b) { return a == b; }      /* the same */
+WORD lane_mask lanes_unordered(lanes a) { return a != a; }           /* is it NaN? */
+WORD lane_mask mask_and(lane_mask a, lane_mask b) { return a & b; }
+WORD lane_mask mask_or(lane_mask a, lane_mask b) { return a | b; }
+WORD lane_mask mask_not(lane_mask a) { return ~a; }
+WORD int mask_any(lane_mask m) {
+  lane_integer any = 0;
+  for (int i = 0; i < LANES; i++) any |= m[i];
+  return any != 0;
+}
+WORD lane_mask mask_first(int n) { /* lanes 0 … n-1 */
+  return lanes_index() < lanes_set1((real)n);
+}
+
+/* ---- exp2 ---- */
+
+/* Nearest integer, for |x| < 2^21: added to 1.5 * 2^(fraction bits), what is behind the point rounds away. */
+#ifdef LANES_F64
+#define ROUNDING_MAGIC 0x1.8p52
+#define EXPONENT_BIAS 1023
+#define FRACTION_BITS 52
+#else
+#define ROUNDING_MAGIC 0x1.8p23f
+#define EXPONENT_BIAS 127
+#define FRACTION_BITS 23
+#endif
+WORD lanes lanes_round(lanes x) { return (x + ROUNDING_MAGIC) - ROUNDING_MAGIC; }
+
+/* 2^n for an integral n from -EXPONENT_BIAS (which gives 0) to EXPONENT_BIAS. */
+WORD lanes lanes_pow2(lanes n) { return (lanes)((lane_mask)(n + (ROUNDING_MAGIC + EXPONENT_BIAS)) << FRACTION_BITS); }
+
+#include "cpu/vec/exp2.h"
+
+WORD lanes lanes_exp2(lanes x) {
+  x = lanes_max(lanes_set1(-EXPONENT_BIAS), x);
+  lanes n = lanes_round(x);
+  return lanes_pow2(n) * lanes_fma(x - n, lanes_exp2m1_over(x - n), lanes_set1(1));
+}
+
+/* ---- Random draws ---- */
+
+/* Philox4x32-10 with counters {c, i + lane} and one key: word w of lane n goes to out[w * LANES + n]. */
+WORD void lanes_philox(uint32_t out[4 * LANES], uint64_t c, uint64_t i, const uint32_t key[2]) {
+  for (int n = 0; n < LANES; n++) {
+    uint64_t row = i + (uint64_t)n;
+    uint32_t counter[4] = {(uint32_t)c, (uint32_t)(c >> 32), (uint32_t)row, (uint32_t)(row >> 32)}, word[4];
+    attend_philox(counter, key, word);
+    for (int w = 0; w < 4; w++) out[w * LANES + n] = word[w];
+  }
+}
+/* Which lanes keep their element: half 0 is the low 16 bits of the draw. threshold <= 65536. */
+WORD lane_mask lanes_keep(const uint32_t draw[LANES], int half, uint32_t threshold) {
+  lane_mask keep;
+  for (int n = 0; n < LANES; n++) keep[n] = -(lane_integer)(((draw[n] >> (16 * half)) & 0xFFFFu) >= threshold);
+  return keep;
+}
+
+#endif
