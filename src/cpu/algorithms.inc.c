@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT */
+/* What every stub of src/cpu/isa compiles, once it has defined ISA (the suffix of its entry points), TILE_ROWS and
+ * TILE_VECTORS, and included a vocabulary. Only the entry points are not static. */
+#include "cpu/kernels.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define JOIN_(a, b) attend_##a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define ENTRY(name) JOIN(name, ISA)
+
+#include "cpu/vec/element.h"
+#include "cpu/tile/fma.h"
+#include "cpu/pack.inc.c"
+#include "cpu/scores.inc.c"
+#include "cpu/forward.inc.c"

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT */
+/* Forward, tiled: O(N) memory, in lane words and the tile word of the stub that includes this.
+ *
+ * Queries are lanes. A block of TILE_LANES queries is transposed once into QT[d][lane], scaled; then for each block of
+ * keys S[j][lane] = K[j][:] · QT          (tile word: rows of K broadcast) passes over S (scores.inc.c) M = max(m,
+ * max_j S), P = 2^(S - M), l = l * 2^(m - M) + sum_j P      (all vertical: no reduction across lanes) OT[d][lane] = OT
+ * * 2^(m - M) + V[:][d] · P                           (tile word: columns of V broadcast) Nothing of K or V is
+ * transposed. Keys per row instead of queries (what ggml and BLAS-based kernels do) needs horizontal maxima and sums,
+ * and a transposed K.
+ *
+ * An item of work is QUERY_BLOCKS such blocks of one (sequence, head), so that a packed block of keys serves several.
+ */
+
+enum { QUERY_BLOCKS = 4, QUERY_ROWS = QUERY_BLOCKS * TILE_LANES };
+
+typedef struct forward_scratch {
+  real *q, *o;       /* [QUERY_BLOCKS][head_dim][TILE_LANES], [QUERY_BLOCKS][v_dim padded][TILE_LANES] */
+  real *s, *visible; /* [KEY_BLOCK][TILE_LANES] */
+  real *k, *v;       /* [KEY_BLOCK][dimension padded] */
+  real *max, *sum;   /* [QUERY_BLOCKS][TILE_LANES] */
+} forward_scratch;
+
+typedef struct forward_context {
+  const attend_problem *problem;
+  const attend_operands *operands;
+  char *workspace;
+  size_t bytes_per_worker;
+} forward_context;
+
+/* Room for `elements` reals behind *used bytes of `base`; with base NULL only counts. */
+static real *take(char *base, int64_t *used, int64_t elements) {
+  real *p = base ? (real *)(void *)(base + *used) : NULL;
+  *used += round_up(elements * (int64_t)sizeof(real), 64);
+  return p;
+}
+
+static forward_scratch forward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
+  forward_scratch w;
+  int64_t v_padded = round_up(p->v_dim, TILE_ROWS), k_padded = round_up(p->head_dim, TILE_ROWS);
+  w.q = take(base, used, QUERY_BLOCKS * p->head_dim * TILE_LANES);
+  w.o = take(base, used, QUERY_BLOCKS * v_padded * TILE_LANES);
+  w.s = take(base, used, (KEY_BLOCK + TILE_ROWS) * TILE_LANES);
+  w.visible = take(base, used, KEY_BLOCK * TILE_LANES);
+  w.k = take(base, used, KEY_BLOCK * k_padded);
+  w.v = take(base, used, KEY_BLOCK * v_padded);
+  w.max = take(base, used, QUERY_ROWS);
+  w.sum = take(base, used, QUERY_ROWS);
+  return w;
+}
+
+/* P = 2^(S - M) in place; max and sum of the lanes brought up to date; rescale[lane] = 2^(old max - M). */
+static void softmax_block(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES]) {
+  lanes m[TILE_VECTORS], base[TILE_VECTORS], l[TILE_VECTORS];
+#pragma GCC unroll 4
+  for (int v = 0; v < TILE_VECTORS; v++) {
+    m[v] = lanes_load(max + v * LANES);
+    l[v] = lanes_zero();
+  }
+  for (int k = 0; k < keys; k++)
+#pragma GCC unroll 4
+    for (int v = 0; v < TILE_VECTORS; v++) m[v] = lanes_max(lanes_load(s + k * TILE_LANES + v * LANES), m[v]);
+#pragma GCC unroll 4
+  for (int v = 0; v < TILE_VECTORS; v++) { /* a lane that has seen nothing yet subtracts 0: 2^-inf is 0 */
+    base[v] = lanes_select(lanes_equal(m[v], lanes_set1(-(real)INFINITY)), lanes_zero(), m[v]);
+    lanes_store(rescale + v * LANES, lanes_exp2(lanes_sub(lanes_load(max + v * LANES), base[v])));
+    lanes_store(max + v * LANES, m[v]);
+  }
+  for (int k = 0; k < keys; k++)
+#pragma GCC unroll 4
+    for (int v = 0; v < TILE_VECTORS; v++) {
+      lanes p = lanes_exp2(lanes_sub(lanes_load(s + k * TILE_LANES + v * LANES), base[v]));
+      l[v] = lanes_add(l[v], p);
+      lanes_store(s + k * TILE_LANES + v * LANES, p);
+    }
+#pragma GCC unroll 4
+  for (int v = 0; v < TILE_VECTORS; v++)
+    lanes_store(sum + v * LANES, lanes_fma(lanes_load(sum + v * LANES), lanes_load(rescale + v * LANES), l[v]));
+}
+
+/* OT = OT * rescale + columns of V times P. */
+static void value_products(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p,
+                           const real rescale[TILE_LANES]) {
+  for (int64_t d = 0; d < v_padded; d += TILE_ROWS) {
+    tile_sums sums = tile_product_columns(v->rows + d, v->row, p, TILE_LANES, keys);
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 4
+      for (int x = 0; x < TILE_VECTORS; x++) {
+        real *at = o + (d + r) * TILE_LANES + x * LANES;
+        lanes_store(at, lanes_fma(lanes_load(at), lanes_load(rescale + x * LANES), sums.c[r][x]));
+      }
+  }
+}
+
+/* The same with each value that a lane may not see taken as 0: what NaN and Inf behind a mask need. */
+static void value_products_careful(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p,
+                                   const real rescale[TILE_LANES], const real *visible) {
+  for (int64_t d = 0; d < v_padded; d++)
+    for (int x = 0; x < TILE_VECTORS; x++) {
+      lanes sum = lanes_zero();
+      for (int k = 0; k < keys; k++) {
+        int at = k * TILE_LANES + x * LANES;
+        lane_mask hidden = lanes_equal(lanes_load(visible + at), lanes_zero());
+        lanes value = lanes_select(hidden, lanes_zero(), lanes_set1(v->rows[k * v->row + d]));
+        sum = lanes_fma(lanes_load(p + at), value, sum);
+      }
+      real *at = o + d * TILE_LANES + x * LANES;
+      lanes_store(at, lanes_fma(lanes_load(at), lanes_load(rescale + x * LANES), sum));
+    }
+}
+
+/* Attend from queries first … first + rows - 1; true if some pair of a tile that was computed may be hidden. */
+static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t first, int rows, bool careful,
+                         const forward_scratch *w) {
+  int64_t v_padded = round_up(p->v_dim, TILE_ROWS);
+  int blocks = (rows + TILE_LANES - 1) / TILE_LANES;
+  bool hidden = false;
+  key_range range[QUERY_BLOCKS];
+  int64_t begin = INT64_MAX, end = 0;
+  for (int g = 0; g < blocks; g++) {
+    int64_t i0 = first + g * TILE_LANES;
+    int n = rows - g * TILE_LANES < TILE_LANES ? rows - g * TILE_LANES : TILE_LANES;
+    range[g] = visible_keys(p, s, i0, n);
+    if (range[g].first < range[g].last && range[g].first < begin) begin = range[g].first;
+    if (range[g].last > end) end = range[g].last;
+    pack_transposed(w->q + g * p->head_dim * TILE_LANES, &s->q, i0, n, p->head_dim, score_factor(p), p->type);
+    real sink = (real)(s->sink * LOG2_E);
+    for (int l = 0; l < TILE_LANES; l++) {
+      w->max[g * TILE_LANES + l] = sink;
+      w->sum[g * TILE_LANES + l] = sink == -(real)INFINITY ? 0 : 1;
+    }
+  }
+  memset(w->o, 0, (size_t)(blocks * v_padded * TILE_LANES) * sizeof(real));
+
+  for (int64_t block = begin / KEY_BLOCK * KEY_BLOCK; block < end; block += KEY_BLOCK) {
+    int64_t k_first = block > begin ? block : begin, k_last = block + KEY_BLOCK < end ? block + KEY_BLOCK : end;
+    key_rows k = {0}, v = {0};
+    for (int g = 0; g < blocks; g++) {
+      int64_t i0 = first + g * TILE_LANES;
+      int n = rows - g * TILE_LANES < TILE_LANES ? rows - g * TILE_LANES : TILE_LANES;
+      int64_t j0 = k_first > range[g].first ? k_first : range[g].first;
+      int64_t j1 = k_last < range[g].last ? k_last : range[g].last;
+      if (j0 >= j1) continue;
+      int keys = (int)(j1 - j0);
+      if (s->mask.data && mask_is_empty(s, i0, n, j0, keys)) continue;
+      if (!k.rows) {
+        k = load_key_rows(s, &s->k, false, k_first, (int)(k_last - k_first), p->head_dim, p->type, w->k);
+        v = load_key_rows(s, &s->v, true, k_first, (int)(k_last - k_first), p->v_dim, p->type, w->v);
+      }
+      key_rows k_tile = {k.rows + (j0 - k_first) * k.row, k.row}, v_tile = {v.rows + (j0 - k_first) * v.row, v.row};
+      score_tile tile = {.problem = p, .slice = s, .i0 = i0, .j0 = j0, .rows = n, .keys = keys, .s = w->s};
+      if (careful) tile.visible = w->visible;
+      real rescale[TILE_LANES];
+      score_products(w->s, &k_tile, keys, w->q + g * p->head_dim * TILE_LANES, p->head_dim);
+      hidden |= score_passes(&tile, &range[g]);
+      softmax_block(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
+      if (p->dropout_threshold) dropout_pass(&tile, w->s, 1);
+      real *o = w->o + g * v_padded * TILE_LANES;
+      if (careful)
+        value_products_careful(o, v_padded, &v_tile, keys, w->s, rescale, w->visible);
+      else
+        value_products(o, v_padded, &v_tile, keys, w->s, rescale);
+    }
+  }
+  return hidden;
+}
+
+static bool has_nan(const real *x, int64_t n) {
+  lane_mask nan = lanes_unordered(lanes_zero());
+  for (int64_t i = 0; i < n; i += LANES) nan = mask_or(nan, lanes_unordered(lanes_load(x + i)));
+  return mask_any(nan);
+}
+
+static void forward_store(const attend_problem *p, const attend_slice *s, int64_t first, int rows,
+                          const forward_scratch *w) {
+  int64_t v_padded = round_up(p->v_dim, TILE_ROWS);
+  for (int g = 0; g * TILE_LANES < rows; g++) {
+    int64_t i0 = first + g * TILE_LANES;
+    int n = rows - g * TILE_LANES < TILE_LANES ? rows - g * TILE_LANES : TILE_LANES;
+    const real *max = w->max + g * TILE_LANES, *sum = w->sum + g * TILE_LANES;
+    real factor[TILE_LANES];
+    for (int l = 0; l < TILE_LANES; l++) factor[l] = sum[l] == 0 ? 0 : (real)p->dropout_scale / sum[l];
+    unpack_transposed(&s->out, i0, n, p->v_dim, w->o + g * v_padded * TILE_LANES, factor, false, p->type);
+    if (!s->lse) continue;
+    for (int l = 0; l < n; l++) {
+      double lse = LN_2 * ((double)max[l] + log2((double)sum[l]));
+      attend_store(s->lse, (i0 + l) * s->lse_row, p->layout[OPERAND_LSE].type, lse);
+    }
+  }
+}
+
+static void forward_item(void *context, int worker, int64_t index) {
+  const forward_context *f = context;
+  const attend_problem *p = f->problem;
+  int64_t pairs = p->batch * p->heads, blocks = (p->q_len + QUERY_ROWS - 1) / QUERY_ROWS;
+  /* With causal the last queries see the most keys: they go first, so that the end is short items. */
+  int64_t pair = p->causal ? index % pairs : index / blocks;
+  int64_t block = p->causal ? blocks - 1 - index / pairs : index % blocks;
+  attend_slice s;
+  attend_slice_make(p, f->operands, pair / p->heads, pair % p->heads, &s);
+  int64_t first = block * QUERY_ROWS;
+  if (first >= s.q_len) return;
+  int rows = s.q_len - first < QUERY_ROWS ? (int)(s.q_len - first) : QUERY_ROWS;
+  int64_t used = 0;
+  forward_scratch w = forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
+  bool hidden = forward_rows(p, &s, first, rows, false, &w);
+  int64_t sums = (rows + TILE_LANES - 1) / TILE_LANES * round_up(p->v_dim, TILE_ROWS) * TILE_LANES;
+  if (hidden && has_nan(w.o, sums)) forward_rows(p, &s, first, rows, true, &w);
+  forward_store(p, &s, first, rows, &w);
+}
+
+static size_t forward_bytes_per_worker(const attend_problem *p) {
+  int64_t used = 0;
+  forward_scratch_at(p, NULL, &used);
+  return (size_t)round_up(used, 256);
+}
+
+static int64_t forward_items(const attend_problem *p) {
+  return p->batch * p->heads * ((p->q_len + QUERY_ROWS - 1) / QUERY_ROWS);
+}
+
+bool ENTRY(forward_tiled_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                               char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES)) {
+    snprintf(reason, ATTEND_REASON_SIZE, "does not materialise probs or scores");
+    return false;
+  }
+  int64_t items = forward_items(p);
+  choice->tile_q = TILE_LANES;
+  choice->tile_k = KEY_BLOCK;
+  choice->splits = 1;
+  choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
+  choice->workspace_bytes = (size_t)choice->threads * forward_bytes_per_worker(p);
+  choice->alignment = attend_type_size(p->type);
+  return true;
+}
+
+attend_status ENTRY(forward_tiled_run)(const attend_problem *p, const attend_choice *choice,
+                                       const attend_operands *operands, const attend_services *services,
+                                       void *workspace, void *stream) {
+  (void)stream;
+  forward_context f = {p, operands, workspace, forward_bytes_per_worker(p)};
+  attend_for_each(services, (int)choice->threads, forward_items(p), forward_item, &f);
+  return ATTEND_OK;
+}

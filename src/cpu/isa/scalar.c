@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: MIT */
+/* The tiled algorithms for any machine, in f32. */
+#define ISA scalar
+#define TILE_ROWS 4
+#define TILE_VECTORS 2
+#include "cpu/vec/scalar.h"
+#include "cpu/algorithms.inc.c"

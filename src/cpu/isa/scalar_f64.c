@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: MIT */
+/* The tiled algorithms for any machine, in f64. */
+#define ISA scalar_f64
+#define LANES_F64
+#define TILE_ROWS 4
+#define TILE_VECTORS 2
+#include "cpu/vec/scalar.h"
+#include "cpu/algorithms.inc.c"

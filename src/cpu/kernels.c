@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT */
+/* The table of CPU kernels: one row per line of kernels.def. */
+#include "cpu/kernels.h"
+
+#include <stdio.h>
+
+static bool needs_SCALAR(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  (void)reason;
+  return true;
+}
+
+#if defined(__x86_64__)
+static bool needs_AVX2(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return true;
+  snprintf(reason, ATTEND_REASON_SIZE, "this CPU lacks AVX2, FMA or F16C");
+  return false;
+}
+
+static bool needs_AVX512(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return true;
+  snprintf(reason, ATTEND_REASON_SIZE, "this CPU lacks AVX-512 F, DQ, BW or VL");
+  return false;
+}
+#endif
+
+#define DIRECTION_forward ATTEND_FORWARD
+#define DIRECTION_backward ATTEND_BACKWARD
+#define TYPE_f32 TYPE_F32
+#define TYPE_f16 TYPE_F16
+#define TYPE_bf16 TYPE_BF16
+#define TYPE_f64 TYPE_F64
+
+static const attend_kernel_row rows[] = {
+#define KERNEL(operation, element, variant, isa, stub, set, needs)                                                     \
+  {.name = #operation "_" #element "_" #variant "_" #isa,                                                              \
+   .backend = ATTEND_BACKEND_##set,                                                                                    \
+   .device = ATTEND_CPU,                                                                                               \
+   .direction = DIRECTION_##operation,                                                                                 \
+   .type = TYPE_##element,                                                                                             \
+   .usable = needs_##needs,                                                                                            \
+   .plan = attend_##operation##_##variant##_plan_##stub,                                                               \
+   .run = attend_##operation##_##variant##_run_##stub},
+#include "cpu/kernels.def"
+#undef KERNEL
+};
+
+attend_kernel_table attend_cpu_kernels(void) {
+  return (attend_kernel_table){rows, (int)(sizeof rows / sizeof rows[0])};
+}

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: MIT */
+/* Score tiles: S[j - j0][i - i0] for TILE_LANES queries (the lanes) and up to KEY_BLOCK keys, in base 2 (scores times
+ * log2 e). Each option is a pass of its own over a tile that lies in the first-level cache: about one cycle per vector,
+ * against 2 * head_dim products, and no 2^7 copies of the kernel. Forward and backward read the same passes. */
+
+enum { KEY_BLOCK = 128 };
+#define LOG2_E 1.4426950408889634
+#define LN_2 0.6931471805599453
+
+/* Keys of one block as rows of reals: in place where the tensor allows it, else packed. */
+typedef struct key_rows {
+  const real *rows;
+  int64_t row;
+} key_rows;
+
+typedef struct score_tile {
+  const attend_problem *problem;
+  const attend_slice *slice;
+  int64_t i0, j0;
+  int rows, keys;      /* queries i0 … i0 + rows - 1, keys j0 … j0 + keys - 1 */
+  real *s;             /* [keys][TILE_LANES] */
+  real *visible;       /* [keys][TILE_LANES] 1 or 0; NULL: not wanted */
+  real *softcap_slope; /* [keys][TILE_LANES] derivative of the softcap; NULL: not wanted */
+} score_tile;
+
+/* Keys that some query of i0 … i0 + rows - 1 may see, and those that all of them may, as far as causal, window and
+ * kv_len go. Both bounds of a query's range ascend with i. */
+typedef struct key_range {
+  int64_t first, last, all_first, all_last;
+} key_range;
+static key_range visible_keys(const attend_problem *p, const attend_slice *s, int64_t i0, int rows) {
+  key_range r;
+  attend_visible_range(p, s, i0, &r.first, &r.all_last);
+  attend_visible_range(p, s, i0 + rows - 1, &r.all_first, &r.last);
+  return r;
+}
+
+/* What the product Q·K is multiplied by before the passes: folded into the packed Q. */
+static real score_factor(const attend_problem *p) {
+  return (real)(p->softcap > 0 ? 2 * LOG2_E * p->scale / p->softcap : LOG2_E * p->scale);
+}
+
+static void softcap_pass(const score_tile *t) {
+  lanes cap = lanes_set1((real)(t->problem->softcap * LOG2_E));
+  for (int k = 0; k < t->keys * TILE_LANES; k += LANES) {
+    lanes x = lanes_tanh_base2(lanes_load(t->s + k));
+    lanes_store(t->s + k, lanes_mul(cap, x));
+    if (t->softcap_slope) lanes_store(t->softcap_slope + k, lanes_fnma(x, x, lanes_set1(1)));
+  }
+}
+
+static void alibi_pass(const score_tile *t) {
+  lanes slope = lanes_set1((real)(t->slice->slope * LOG2_E));
+  for (int k = 0; k < t->keys; k++) {
+    lanes distance = lanes_add(lanes_index(), lanes_set1((real)(t->i0 + t->slice->off - t->j0 - k)));
+#pragma GCC unroll 4
+    for (int v = 0; v < TILE_VECTORS; v++) {
+      real *s = t->s + k * TILE_LANES + v * LANES;
+      lanes_store(s, lanes_fnma(slope, lanes_abs(distance), lanes_load(s)));
+      distance = lanes_add(distance, lanes_set1(LANES));
+    }
+  }
+}
+
+/* Vector v of key k where `hidden`: score -inf. */
+WORD void hide(const score_tile *t, int k, int v, lane_mask hidden) {
+  int at = k * TILE_LANES + v * LANES;
+  lanes_store(t->s + at, lanes_select(hidden, lanes_set1(-(real)INFINITY), lanes_load(t->s + at)));
+  if (t->visible) lanes_store(t->visible + at, lanes_select(hidden, lanes_zero(), lanes_load(t->visible + at)));
+}
+
+static void bias_pass(const score_tile *t) {
+  attend_type type = t->problem->layout[OPERAND_BIAS].type;
+  lanes minus_infinity = lanes_set1(-(real)INFINITY), log2_e = lanes_set1((real)LOG2_E);
+  for (int k = 0; k < t->keys; k += LANES) {
+    lanes x[LANES];
+    for (int v = 0; v < TILE_VECTORS; v++) {
+      if (v == 0 || t->slice->bias.row != 0)
+        pack_broadcast(x, &t->slice->bias, t->i0 + v * LANES, t->rows - v * LANES, t->j0 + k, t->keys - k, type);
+      for (int c = 0; c < LANES && k + c < t->keys; c++) {
+        real *s = t->s + (k + c) * TILE_LANES + v * LANES;
+        lanes_store(s, lanes_fma(x[c], log2_e, lanes_load(s)));
+        lane_mask hidden = lanes_equal(x[c], minus_infinity);
+        if (mask_any(hidden)) hide(t, k + c, v, hidden);
+      }
+    }
+  }
+}
+
+static void mask_pass(const score_tile *t) {
+  const attend_matrix *m = &t->slice->mask;
+  if (m->row == 0) { /* key padding: one byte hides a key from every query */
+    for (int k = 0; k < t->keys; k++)
+      if (!m->data[(t->j0 + k) * m->col])
+        for (int v = 0; v < TILE_VECTORS; v++) hide(t, k, v, mask_first(LANES));
+    return;
+  }
+  for (int v = 0; v < TILE_VECTORS; v++)
+    for (int k = 0; k < t->keys; k += LANES) {
+      lanes x[LANES];
+      pack_broadcast(x, m, t->i0 + v * LANES, t->rows - v * LANES, t->j0 + k, t->keys - k, TYPE_BOOL);
+      for (int c = 0; c < LANES && k + c < t->keys; c++) hide(t, k + c, v, lanes_equal(x[c], lanes_zero()));
+    }
+}
+
+static real clamp_lane(int64_t lane) { return (real)(lane < -1 ? -1 : lane > TILE_LANES ? TILE_LANES : lane); }
+
+/* Causal and window at keys that not every query of the tile sees: key j is seen from lane j - center - right on (with
+ * causal right is at most 0), up to lane j - center + left. */
+static void edge_pass(const score_tile *t, const key_range *range) {
+  const attend_problem *p = t->problem;
+  const int64_t unbounded = INT64_MAX / 4;
+  int64_t left = p->window_left >= 0 && p->window_left < unbounded ? p->window_left : unbounded;
+  int64_t right = p->window_right >= 0 && p->window_right < unbounded ? p->window_right : unbounded;
+  if (p->causal) right = 0;
+  int64_t center = t->i0 + t->slice->off;
+  for (int k = 0; k < t->keys; k++) {
+    int64_t j = t->j0 + k;
+    if (j >= range->all_first && j < range->all_last) continue;
+    lanes from = lanes_set1(clamp_lane(j - center - right)), to = lanes_set1(clamp_lane(j - center + left));
+    lanes lane = lanes_index();
+#pragma GCC unroll 4
+    for (int v = 0; v < TILE_VECTORS; v++) {
+      hide(t, k, v, mask_or(lanes_less(lane, from), lanes_less(to, lane)));
+      lane = lanes_add(lane, lanes_set1(LANES));
+    }
+  }
+}
+
+/* Does the mask hide every pair of the tile? */
+static bool mask_is_empty(const attend_slice *s, int64_t i0, int rows, int64_t j0, int keys) {
+  const uint8_t *base = (const uint8_t *)s->mask.data + i0 * s->mask.row + j0 * s->mask.col;
+  if (s->mask.row == 0) rows = 1;
+  if (s->mask.col == 0) keys = 1;
+  for (int i = 0; i < rows; i++) {
+    const uint8_t *row = base + i * s->mask.row;
+    uint8_t any = 0;
+    if (s->mask.col == 1)
+      for (int k = 0; k < keys; k++) any |= row[k];
+    else
+      for (int k = 0; k < keys; k++) any |= row[k * s->mask.col];
+    if (any) return false;
+  }
+  return true;
+}
+
+/* All passes over a tile of products. True if some pair of it may be hidden. */
+static bool score_passes(const score_tile *t, const key_range *range) {
+  if (t->visible)
+    for (int k = 0; k < t->keys * TILE_LANES; k += LANES) lanes_store(t->visible + k, lanes_set1(1));
+  if (t->problem->softcap > 0) softcap_pass(t);
+  if (t->slice->bias.data) bias_pass(t);
+  if (t->slice->slope != 0) alibi_pass(t);
+  if (t->slice->mask.data) mask_pass(t);
+  bool edge = t->j0 < range->all_first || t->j0 + t->keys > range->all_last;
+  if (edge) edge_pass(t, range);
+  return edge || t->slice->mask.data || t->slice->bias.data;
+}
+
+/* Zero the dropped elements of a tile, and multiply the others by `scale`. One Philox block serves eight keys of a
+ * group of 32. */
+static void dropout_pass(const score_tile *t, real *x, real scale) {
+  lanes factor = lanes_set1(scale);
+  uint32_t draw[4 * LANES];
+  for (int v = 0; v < TILE_VECTORS; v++)
+    for (int64_t group = t->j0 >> 5; group <= (t->j0 + t->keys - 1) >> 5; group++)
+      for (int pair = 0; pair < 4; pair++) {
+        lanes_philox(draw, (uint64_t)(4 * group + pair), (uint64_t)(t->i0 + v * LANES), t->slice->dropout_key);
+        for (int word = 0; word < 4; word++)
+          for (int half = 0; half < 2; half++) {
+            int64_t k = 32 * group + 8 * word + 2 * pair + half - t->j0;
+            if (k < 0 || k >= t->keys) continue;
+            lane_mask keep = lanes_keep(draw + word * LANES, half, t->problem->dropout_threshold);
+            real *p = x + k * TILE_LANES + v * LANES;
+            lanes_store(p, lanes_select(keep, lanes_mul(lanes_load(p), factor), lanes_zero()));
+          }
+      }
+}
+
+/* S = rows of K (or V) times the packed B [terms][TILE_LANES], for `keys` rows; the last tile repeats the last row and
+ * its surplus rows of S are never read: S has room for a multiple of TILE_ROWS. */
+static void score_products(real *s, const key_rows *k, int keys, const real *b, int64_t terms) {
+  for (int first = 0; first < keys; first += TILE_ROWS) {
+    const real *a[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) a[r] = k->rows + (first + r < keys ? first + r : keys - 1) * k->row;
+    tile_sums sums = tile_product_rows(a, b, TILE_LANES, terms);
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < TILE_VECTORS; v++) lanes_store(s + (first + r) * TILE_LANES + v * LANES, sums.c[r][v]);
+  }
+}
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Can the tile word read rows of this matrix in place? Columns that are read in tiles must be a multiple of them. */
+static bool readable_in_place(const attend_slice *s, const attend_matrix *m, int64_t columns, attend_type type) {
+  return type == REAL_TYPE && m->col == 1 && !s->pages.table && columns % TILE_ROWS == 0;
+}
+
+/* Rows j0 … j0 + keys - 1 of K or V (or what has their shape), in place or packed into `buffer`. */
+static key_rows load_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0, int keys,
+                              int64_t columns, attend_type type, real *buffer) {
+  if (readable_in_place(s, m, columns, type)) {
+    const void *first = m->data + j0 * m->row * (int64_t)sizeof(real);
+    return (key_rows){first, m->row};
+  }
+  int64_t padded = round_up(columns, TILE_ROWS);
+  for (int k = 0; k < keys; k++) {
+    int64_t index = is_value ? attend_value_row(s, j0 + k) : attend_key_row(s, j0 + k);
+    pack_row(buffer + k * padded, m->data, index, m->col, columns, padded, type);
+  }
+  return (key_rows){buffer, padded};
+}
