@@ -16,3 +16,5 @@
 #include "cpu/pack.inc.c"
 #include "cpu/scores.inc.c"
 #include "cpu/forward.inc.c"
+#include "cpu/gradients.inc.c"
+#include "cpu/backward.inc.c"

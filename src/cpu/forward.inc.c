@@ -77,11 +77,11 @@ static void softmax_block(real *s, int keys, real *max, real *sum, real rescale[
     lanes_store(sum + v * LANES, lanes_fma(lanes_load(sum + v * LANES), lanes_load(rescale + v * LANES), l[v]));
 }
 
-/* OT = OT * rescale + columns of V times P. */
-static void value_products(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p,
+/* OT = OT * rescale + columns of V times P, whose rows are p_width apart. */
+static void value_products(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p, int p_width,
                            const real rescale[TILE_LANES]) {
   for (int64_t d = 0; d < v_padded; d += TILE_ROWS) {
-    tile_sums sums = tile_product_columns(v->rows + d, v->row, p, TILE_LANES, keys);
+    tile_sums sums = tile_product_columns(v->rows + d, v->row, p, p_width, keys);
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
@@ -93,13 +93,13 @@ static void value_products(real *o, int64_t v_padded, const key_rows *v, int key
 }
 
 /* The same with each value that a lane may not see taken as 0: what NaN and Inf behind a mask need. */
-static void value_products_careful(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p,
+static void value_products_careful(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p, int p_width,
                                    const real rescale[TILE_LANES], const real *visible) {
   for (int64_t d = 0; d < v_padded; d++)
     for (int x = 0; x < TILE_VECTORS; x++) {
       lanes sum = lanes_zero();
       for (int k = 0; k < keys; k++) {
-        int at = k * TILE_LANES + x * LANES;
+        int at = k * p_width + x * LANES;
         lane_mask hidden = lanes_equal(lanes_load(visible + at), lanes_zero());
         lanes value = lanes_select(hidden, lanes_zero(), lanes_set1(v->rows[k * v->row + d]));
         sum = lanes_fma(lanes_load(p + at), value, sum);
@@ -148,18 +148,19 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
         v = load_key_rows(s, &s->v, true, k_first, (int)(k_last - k_first), p->v_dim, p->type, w->v);
       }
       key_rows k_tile = {k.rows + (j0 - k_first) * k.row, k.row}, v_tile = {v.rows + (j0 - k_first) * v.row, v.row};
-      score_tile tile = {.problem = p, .slice = s, .i0 = i0, .j0 = j0, .rows = n, .keys = keys, .s = w->s};
+      score_tile tile = {
+          .problem = p, .slice = s, .i0 = i0, .j0 = j0, .rows = n, .keys = keys, .width = TILE_LANES, .s = w->s};
       if (careful) tile.visible = w->visible;
       real rescale[TILE_LANES];
-      score_products(w->s, &k_tile, keys, w->q + g * p->head_dim * TILE_LANES, p->head_dim);
+      score_products(w->s, TILE_LANES, &k_tile, keys, w->q + g * p->head_dim * TILE_LANES, p->head_dim);
       hidden |= score_passes(&tile, &range[g]);
       softmax_block(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
       if (p->dropout_threshold) dropout_pass(&tile, w->s, 1);
       real *o = w->o + g * v_padded * TILE_LANES;
       if (careful)
-        value_products_careful(o, v_padded, &v_tile, keys, w->s, rescale, w->visible);
+        value_products_careful(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale, w->visible);
       else
-        value_products(o, v_padded, &v_tile, keys, w->s, rescale);
+        value_products(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale);
     }
   }
   return hidden;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Score tiles: S[j - j0][i - i0] for TILE_LANES queries (the lanes) and up to KEY_BLOCK keys, in base 2 (scores times
+/* Score tiles: S[j - j0][i - i0] for `width` queries (the lanes) and up to KEY_BLOCK keys, in base 2 (scores times
  * log2 e). Each option is a pass of its own over a tile that lies in the first-level cache: about one cycle per vector,
  * against 2 * head_dim products, and no 2^7 copies of the kernel. Forward and backward read the same passes. */
 
@@ -18,9 +18,10 @@ typedef struct score_tile {
   const attend_slice *slice;
   int64_t i0, j0;
   int rows, keys;      /* queries i0 … i0 + rows - 1, keys j0 … j0 + keys - 1 */
-  real *s;             /* [keys][TILE_LANES] */
-  real *visible;       /* [keys][TILE_LANES] 1 or 0; NULL: not wanted */
-  real *softcap_slope; /* [keys][TILE_LANES] derivative of the softcap; NULL: not wanted */
+  int width;           /* lanes of a row: a multiple of TILE_LANES, at least `rows` */
+  real *s;             /* [keys][width] */
+  real *visible;       /* [keys][width] 1 or 0; NULL: not wanted */
+  real *softcap_slope; /* [keys][width] derivative of the softcap; NULL: not wanted */
 } score_tile;
 
 /* Keys that some query of i0 … i0 + rows - 1 may see, and those that all of them may, as far as causal, window and
@@ -42,7 +43,7 @@ static real score_factor(const attend_problem *p) {
 
 static void softcap_pass(const score_tile *t) {
   lanes cap = lanes_set1((real)(t->problem->softcap * LOG2_E));
-  for (int k = 0; k < t->keys * TILE_LANES; k += LANES) {
+  for (int k = 0; k < t->keys * t->width; k += LANES) {
     lanes x = lanes_tanh_base2(lanes_load(t->s + k));
     lanes_store(t->s + k, lanes_mul(cap, x));
     if (t->softcap_slope) lanes_store(t->softcap_slope + k, lanes_fnma(x, x, lanes_set1(1)));
@@ -53,20 +54,21 @@ static void alibi_pass(const score_tile *t) {
   lanes slope = lanes_set1((real)(t->slice->slope * LOG2_E));
   for (int k = 0; k < t->keys; k++) {
     lanes distance = lanes_add(lanes_index(), lanes_set1((real)(t->i0 + t->slice->off - t->j0 - k)));
-#pragma GCC unroll 4
-    for (int v = 0; v < TILE_VECTORS; v++) {
-      real *s = t->s + k * TILE_LANES + v * LANES;
+    for (int v = 0; v < t->width; v += LANES) {
+      real *s = t->s + k * t->width + v;
       lanes_store(s, lanes_fnma(slope, lanes_abs(distance), lanes_load(s)));
       distance = lanes_add(distance, lanes_set1(LANES));
     }
   }
 }
 
-/* Vector v of key k where `hidden`: score -inf. */
+/* LANES queries from v on, of key k, where `hidden`: score -inf, and what else is wanted 0. */
 WORD void hide(const score_tile *t, int k, int v, lane_mask hidden) {
-  int at = k * TILE_LANES + v * LANES;
+  int at = k * t->width + v;
   lanes_store(t->s + at, lanes_select(hidden, lanes_set1(-(real)INFINITY), lanes_load(t->s + at)));
   if (t->visible) lanes_store(t->visible + at, lanes_select(hidden, lanes_zero(), lanes_load(t->visible + at)));
+  if (t->softcap_slope)
+    lanes_store(t->softcap_slope + at, lanes_select(hidden, lanes_zero(), lanes_load(t->softcap_slope + at)));
 }
 
 static void bias_pass(const score_tile *t) {
@@ -74,11 +76,11 @@ static void bias_pass(const score_tile *t) {
   lanes minus_infinity = lanes_set1(-(real)INFINITY), log2_e = lanes_set1((real)LOG2_E);
   for (int k = 0; k < t->keys; k += LANES) {
     lanes x[LANES];
-    for (int v = 0; v < TILE_VECTORS; v++) {
+    for (int v = 0; v < t->width; v += LANES) {
       if (v == 0 || t->slice->bias.row != 0)
-        pack_broadcast(x, &t->slice->bias, t->i0 + v * LANES, t->rows - v * LANES, t->j0 + k, t->keys - k, type);
+        pack_broadcast(x, &t->slice->bias, t->i0 + v, t->rows - v, t->j0 + k, t->keys - k, type);
       for (int c = 0; c < LANES && k + c < t->keys; c++) {
-        real *s = t->s + (k + c) * TILE_LANES + v * LANES;
+        real *s = t->s + (k + c) * t->width + v;
         lanes_store(s, lanes_fma(x[c], log2_e, lanes_load(s)));
         lane_mask hidden = lanes_equal(x[c], minus_infinity);
         if (mask_any(hidden)) hide(t, k + c, v, hidden);
@@ -92,18 +94,18 @@ static void mask_pass(const score_tile *t) {
   if (m->row == 0) { /* key padding: one byte hides a key from every query */
     for (int k = 0; k < t->keys; k++)
       if (!m->data[(t->j0 + k) * m->col])
-        for (int v = 0; v < TILE_VECTORS; v++) hide(t, k, v, mask_first(LANES));
+        for (int v = 0; v < t->width; v += LANES) hide(t, k, v, mask_first(LANES));
     return;
   }
-  for (int v = 0; v < TILE_VECTORS; v++)
+  for (int v = 0; v < t->width; v += LANES)
     for (int k = 0; k < t->keys; k += LANES) {
       lanes x[LANES];
-      pack_broadcast(x, m, t->i0 + v * LANES, t->rows - v * LANES, t->j0 + k, t->keys - k, TYPE_BOOL);
+      pack_broadcast(x, m, t->i0 + v, t->rows - v, t->j0 + k, t->keys - k, TYPE_BOOL);
       for (int c = 0; c < LANES && k + c < t->keys; c++) hide(t, k + c, v, lanes_equal(x[c], lanes_zero()));
     }
 }
 
-static real clamp_lane(int64_t lane) { return (real)(lane < -1 ? -1 : lane > TILE_LANES ? TILE_LANES : lane); }
+static real clamp_lane(int64_t lane, int width) { return (real)(lane < -1 ? -1 : lane > width ? width : lane); }
 
 /* Causal and window at keys that not every query of the tile sees: key j is seen from lane j - center - right on (with
  * causal right is at most 0), up to lane j - center + left. */
@@ -117,10 +119,9 @@ static void edge_pass(const score_tile *t, const key_range *range) {
   for (int k = 0; k < t->keys; k++) {
     int64_t j = t->j0 + k;
     if (j >= range->all_first && j < range->all_last) continue;
-    lanes from = lanes_set1(clamp_lane(j - center - right)), to = lanes_set1(clamp_lane(j - center + left));
-    lanes lane = lanes_index();
-#pragma GCC unroll 4
-    for (int v = 0; v < TILE_VECTORS; v++) {
+    lanes from = lanes_set1(clamp_lane(j - center - right, t->width));
+    lanes to = lanes_set1(clamp_lane(j - center + left, t->width)), lane = lanes_index();
+    for (int v = 0; v < t->width; v += LANES) {
       hide(t, k, v, mask_or(lanes_less(lane, from), lanes_less(to, lane)));
       lane = lanes_add(lane, lanes_set1(LANES));
     }
@@ -147,7 +148,7 @@ static bool mask_is_empty(const attend_slice *s, int64_t i0, int rows, int64_t j
 /* All passes over a tile of products. True if some pair of it may be hidden. */
 static bool score_passes(const score_tile *t, const key_range *range) {
   if (t->visible)
-    for (int k = 0; k < t->keys * TILE_LANES; k += LANES) lanes_store(t->visible + k, lanes_set1(1));
+    for (int k = 0; k < t->keys * t->width; k += LANES) lanes_store(t->visible + k, lanes_set1(1));
   if (t->problem->softcap > 0) softcap_pass(t);
   if (t->slice->bias.data) bias_pass(t);
   if (t->slice->slope != 0) alibi_pass(t);
@@ -162,24 +163,24 @@ static bool score_passes(const score_tile *t, const key_range *range) {
 static void dropout_pass(const score_tile *t, real *x, real scale) {
   lanes factor = lanes_set1(scale);
   uint32_t draw[4 * LANES];
-  for (int v = 0; v < TILE_VECTORS; v++)
+  for (int v = 0; v < t->width; v += LANES)
     for (int64_t group = t->j0 >> 5; group <= (t->j0 + t->keys - 1) >> 5; group++)
       for (int pair = 0; pair < 4; pair++) {
-        lanes_philox(draw, (uint64_t)(4 * group + pair), (uint64_t)(t->i0 + v * LANES), t->slice->dropout_key);
+        lanes_philox(draw, (uint64_t)(4 * group + pair), (uint64_t)(t->i0 + v), t->slice->dropout_key);
         for (int word = 0; word < 4; word++)
           for (int half = 0; half < 2; half++) {
             int64_t k = 32 * group + 8 * word + 2 * pair + half - t->j0;
             if (k < 0 || k >= t->keys) continue;
             lane_mask keep = lanes_keep(draw + word * LANES, half, t->problem->dropout_threshold);
-            real *p = x + k * TILE_LANES + v * LANES;
+            real *p = x + k * t->width + v;
             lanes_store(p, lanes_select(keep, lanes_mul(lanes_load(p), factor), lanes_zero()));
           }
       }
 }
 
-/* S = rows of K (or V) times the packed B [terms][TILE_LANES], for `keys` rows; the last tile repeats the last row and
- * its surplus rows of S are never read: S has room for a multiple of TILE_ROWS. */
-static void score_products(real *s, const key_rows *k, int keys, const real *b, int64_t terms) {
+/* S = rows of K (or V) times the packed B [terms][TILE_LANES], for `keys` rows, `width` apart; the last tile repeats
+ * the last row and its surplus rows of S are never read: S has room for a multiple of TILE_ROWS. */
+static void score_products(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms) {
   for (int first = 0; first < keys; first += TILE_ROWS) {
     const real *a[TILE_ROWS];
 #pragma GCC unroll 16
@@ -188,7 +189,7 @@ static void score_products(real *s, const key_rows *k, int keys, const real *b, 
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < TILE_VECTORS; v++) lanes_store(s + (first + r) * TILE_LANES + v * LANES, sums.c[r][v]);
+      for (int v = 0; v < TILE_VECTORS; v++) lanes_store(s + (first + r) * width + v * LANES, sums.c[r][v]);
   }
 }
 

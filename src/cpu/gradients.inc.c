@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: MIT */
+/* The gradients that GRADIENT_ROWS queries and KEY_CHUNK keys give each other. Scores are computed again from Q, K and
+ * lse: S = K · QT, P = 2^(S - lse), dP = V · dOT, dS = P (dP - delta)       lanes = queries, as forward dQT += columns
+ * of K · dS                                              lanes = queries dV += P · dO, dK += dS · Q lanes = dimensions,
+ * P and dS broadcast delta = rowsum(dO * O) - dLSE is recomputed per chunk: storing it would cost memory per query, and
+ * save 1 part in 500. */
+
+enum {
+  GRADIENT_BLOCKS = (64 + TILE_LANES - 1) / TILE_LANES,
+  GRADIENT_ROWS = GRADIENT_BLOCKS * TILE_LANES,
+  GRADIENT_KEYS = KEY_BLOCK,
+  KEY_CHUNK = 512
+};
+
+typedef struct backward_scratch {
+  real *q_t, *d_out_t, *d_q_t;             /* [GRADIENT_BLOCKS][dimension][TILE_LANES] */
+  real *q_rows, *d_out_rows;               /* [GRADIENT_ROWS][dimension padded to lanes] */
+  real *p, *ds, *factor, *visible, *slope; /* [GRADIENT_KEYS + TILE_ROWS][GRADIENT_ROWS] */
+  real *lse, *delta;                       /* [GRADIENT_ROWS] */
+  real *k, *v;                             /* [KEY_CHUNK][dimension padded to tile rows] */
+  real *d_k, *d_v;                         /* [KEY_CHUNK + TILE_ROWS][dimension padded to lanes] */
+  real *d_bias;                            /* [KEY_CHUNK][GRADIENT_ROWS] */
+} backward_scratch;
+
+/* The queries of one step, loaded. */
+typedef struct gradient_rows {
+  int64_t i0;
+  int rows, width;
+  key_range range;
+  bool finite; /* Q and dO hold no NaN or Inf */
+} gradient_rows;
+
+/* The keys of one chunk, loaded. */
+typedef struct gradient_keys {
+  int64_t first, last;
+  key_rows k, v;
+  bool finite; /* K holds no NaN or Inf */
+} gradient_keys;
+
+static int64_t key_width(const attend_problem *p) { return round_up(p->head_dim, TILE_LANES); }
+static int64_t value_width(const attend_problem *p) { return round_up(p->v_dim, TILE_LANES); }
+
+static backward_scratch backward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
+  backward_scratch w;
+  const int64_t tile = (GRADIENT_KEYS + TILE_ROWS) * GRADIENT_ROWS;
+  int64_t d_padded = round_up(p->head_dim, TILE_ROWS), v_padded = round_up(p->v_dim, TILE_ROWS);
+  w.q_t = take(base, used, d_padded * GRADIENT_ROWS);
+  w.d_out_t = take(base, used, v_padded * GRADIENT_ROWS);
+  w.d_q_t = take(base, used, (d_padded > v_padded ? d_padded : v_padded) * GRADIENT_ROWS);
+  w.q_rows = take(base, used, GRADIENT_ROWS * key_width(p));
+  w.d_out_rows = take(base, used, GRADIENT_ROWS * value_width(p));
+  w.p = take(base, used, tile);
+  w.ds = take(base, used, tile);
+  w.factor = take(base, used, tile);
+  w.visible = take(base, used, tile);
+  w.slope = take(base, used, tile);
+  w.lse = take(base, used, GRADIENT_ROWS);
+  w.delta = take(base, used, GRADIENT_ROWS);
+  w.k = take(base, used, KEY_CHUNK * d_padded);
+  w.v = take(base, used, KEY_CHUNK * v_padded);
+  w.d_k = take(base, used, (KEY_CHUNK + TILE_ROWS) * key_width(p));
+  w.d_v = take(base, used, (KEY_CHUNK + TILE_ROWS) * value_width(p));
+  w.d_bias = take(base, used, attend_has(p, OPERAND_D_BIAS) ? KEY_CHUNK * GRADIENT_ROWS : 0);
+  return w;
+}
+
+static bool all_finite(const real *x, int64_t n) {
+  lanes sum = lanes_zero();
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) sum = lanes_fma(lanes_load(x + i), lanes_zero(), sum);
+  if (i < n) sum = lanes_fma(lanes_load_first(x + i, (int)(n - i)), lanes_zero(), sum);
+  return !mask_any(lanes_unordered(sum));
+}
+
+/* delta of `rows` queries, their dOT packed in d_out_t; `o` has room for their OT. */
+static void load_delta(const attend_problem *p, const attend_slice *s, int64_t i0, int rows, const real *d_out_t,
+                       real *o, real delta[TILE_LANES]) {
+  pack_transposed(o, &s->out, i0, rows, p->v_dim, 1, p->type);
+  for (int v = 0; v < TILE_LANES; v += LANES) {
+    lanes sum = lanes_zero();
+    for (int64_t d = 0; d < p->v_dim; d++)
+      sum = lanes_fma(lanes_load(d_out_t + d * TILE_LANES + v), lanes_load(o + d * TILE_LANES + v), sum);
+    lanes_store(delta + v, sum);
+  }
+  for (int l = 0; s->d_lse && l < rows; l++)
+    delta[l] -= (real)attend_load(s->d_lse, (i0 + l) * s->d_lse_row, p->layout[OPERAND_D_LSE].type);
+}
+
+static gradient_rows load_gradient_rows(const attend_problem *p, const attend_slice *s, int64_t i0, int rows,
+                                        const backward_scratch *w) {
+  gradient_rows q = {.i0 = i0, .rows = rows, .range = visible_keys(p, s, i0, rows), .finite = true};
+  q.width = (rows + TILE_LANES - 1) / TILE_LANES * TILE_LANES;
+  for (int g = 0; g < q.width; g += TILE_LANES) {
+    int n = rows - g < TILE_LANES ? rows - g : TILE_LANES;
+    real *d_out = w->d_out_t + g * p->v_dim;
+    pack_transposed(w->q_t + g * p->head_dim, &s->q, i0 + g, n, p->head_dim, score_factor(p), p->type);
+    pack_transposed(d_out, &s->d_out, i0 + g, n, p->v_dim, 1, p->type);
+    load_delta(p, s, i0 + g, n, d_out, w->d_q_t, w->delta + g);
+  }
+  for (int l = 0; l < q.width; l++) {
+    real lse = l < rows ? (real)(LOG2_E * attend_load(s->lse, (i0 + l) * s->lse_row, p->layout[OPERAND_LSE].type)) : 0;
+    w->lse[l] = lse == -(real)INFINITY ? (real)INFINITY : lse; /* a row that sees nothing: 2^-inf */
+  }
+  int64_t size = (int64_t)attend_type_size(p->type);
+  for (int l = 0; l < rows; l++) {
+    pack_row(w->q_rows + l * key_width(p), s->q.data + (i0 + l) * s->q.row * size, 0, s->q.col, p->head_dim,
+             key_width(p), p->type);
+    pack_row(w->d_out_rows + l * value_width(p), s->d_out.data + (i0 + l) * s->d_out.row * size, 0, s->d_out.col,
+             p->v_dim, value_width(p), p->type);
+  }
+  q.finite = all_finite(w->q_rows, rows * key_width(p)) && all_finite(w->d_out_rows, rows * value_width(p));
+  return q;
+}
+
+static gradient_keys load_gradient_keys(const attend_problem *p, const attend_slice *s, int64_t first,
+                                        const backward_scratch *w) {
+  gradient_keys c = {
+      .first = first, .last = first + KEY_CHUNK < s->k_len ? first + KEY_CHUNK : s->k_len, .finite = true};
+  if (c.last <= first) return (gradient_keys){.first = first, .last = first, .finite = true};
+  int keys = (int)(c.last - c.first);
+  c.k = load_key_rows(s, &s->k, false, first, keys, p->head_dim, p->type, w->k);
+  c.v = load_key_rows(s, &s->v, true, first, keys, p->v_dim, p->type, w->v);
+  for (int k = 0; k < keys && c.finite; k++) c.finite = all_finite(c.k.rows + k * c.k.row, p->head_dim);
+  return c;
+}
+
+/* P, and dS before the softcap's derivative is applied, of keys j0 … j0 + keys - 1. True if pairs may be hidden; both
+ * are 0 there and in the rows that fill the last tile. `slope` receives the softcap's derivative. */
+static bool gradient_tile(const attend_problem *p, const attend_slice *s, const gradient_rows *q,
+                          const gradient_keys *c, int64_t j0, int keys, const backward_scratch *w) {
+  key_rows k = {c->k.rows + (j0 - c->first) * c->k.row, c->k.row},
+           v = {c->v.rows + (j0 - c->first) * c->v.row, c->v.row};
+  bool may_hide = s->mask.data || s->bias.data || j0 < q->range.all_first || j0 + keys > q->range.all_last;
+  score_tile t = {.problem = p, .slice = s, .i0 = q->i0, .j0 = j0, .rows = q->rows, .keys = keys, .width = q->width};
+  t.s = w->p;
+  if (may_hide) t.visible = w->visible;
+  if (p->softcap > 0) t.softcap_slope = w->slope;
+  for (int g = 0; g < q->width; g += TILE_LANES) {
+    score_products(w->p + g, q->width, &k, keys, w->q_t + g * p->head_dim, p->head_dim);
+    score_products(w->ds + g, q->width, &v, keys, w->d_out_t + g * p->v_dim, p->v_dim);
+  }
+  score_passes(&t, &q->range);
+  if (p->dropout_threshold) {
+    for (int i = 0; i < keys * q->width; i += LANES) lanes_store(w->factor + i, lanes_set1(1));
+    dropout_pass(&t, w->factor, (real)p->dropout_scale);
+  }
+  for (int i = 0; i < keys; i++)
+    for (int l = 0; l < q->width; l += LANES) {
+      int at = i * q->width + l;
+      lanes probability = lanes_exp2(lanes_sub(lanes_load(w->p + at), lanes_load(w->lse + l)));
+      lanes dp = lanes_load(w->ds + at), kept = probability;
+      if (p->dropout_threshold) {
+        dp = lanes_mul(dp, lanes_load(w->factor + at));
+        kept = lanes_mul(kept, lanes_load(w->factor + at));
+      }
+      lanes ds = lanes_mul(probability, lanes_sub(dp, lanes_load(w->delta + l)));
+      if (may_hide) {
+        lane_mask hidden = lanes_equal(lanes_load(w->visible + at), lanes_zero());
+        kept = lanes_select(hidden, lanes_zero(), kept);
+        ds = lanes_select(hidden, lanes_zero(), ds);
+      }
+      lanes_store(w->p + at, kept);
+      lanes_store(w->ds + at, ds);
+    }
+  int64_t surplus = (round_up(keys, TILE_ROWS) - keys) * q->width;
+  memset(w->p + keys * q->width, 0, (size_t)surplus * sizeof(real));
+  memset(w->ds + keys * q->width, 0, (size_t)surplus * sizeof(real));
+  return may_hide;
+}
+
+/* C[j][:] += sum over queries of A[j][i] · B[i][:], for the keys of a tile. */
+static void key_gradients(real *c, int64_t columns, const real *a, int width, int keys, const real *b, int rows) {
+  for (int j = 0; j < keys; j += TILE_ROWS) {
+    const real *row[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) row[r] = a + (j + r) * width;
+    for (int64_t d = 0; d < columns; d += TILE_LANES) {
+      tile_sums sums = tile_product_rows(row, b + d, columns, rows);
+#pragma GCC unroll 16
+      for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < TILE_VECTORS; v++) {
+          real *at = c + (j + r) * columns + d + v * LANES;
+          lanes_store(at, lanes_add(lanes_load(at), sums.c[r][v]));
+        }
+    }
+  }
+}
+
+/* The same over visible pairs alone: what NaN and Inf behind a mask need. */
+static void key_gradients_careful(real *c, int64_t columns, const real *a, int width, int keys, const real *b, int rows,
+                                  const real *visible) {
+  for (int j = 0; j < keys; j++)
+    for (int64_t d = 0; d < columns; d += LANES) {
+      lanes sum = lanes_load(c + j * columns + d);
+      for (int i = 0; i < rows; i++)
+        if (!visible || visible[j * width + i] != 0)
+          sum = lanes_fma(lanes_set1(a[j * width + i]), lanes_load(b + i * columns + d), sum);
+      lanes_store(c + j * columns + d, sum);
+    }
+}
+
+/* One step: the gradients that `q`'s queries and the keys of the chunk give each other. The part of dQT is left in
+ * scratch. */
+static void gradient_step(const attend_problem *p, const attend_slice *s, const gradient_rows *q,
+                          const gradient_keys *c, bool want_q, bool want_keys, const backward_scratch *w) {
+  int64_t d_padded = round_up(p->head_dim, TILE_ROWS);
+  real one[TILE_LANES];
+  for (int l = 0; l < TILE_LANES; l++) one[l] = 1;
+  memset(w->d_q_t, 0, (size_t)(d_padded * q->width) * sizeof(real));
+  int64_t first = q->range.first > c->first ? q->range.first : c->first;
+  int64_t last = q->range.last < c->last ? q->range.last : c->last;
+  for (int64_t block = c->first; block < c->last; block += GRADIENT_KEYS) {
+    int64_t j0 = block > first ? block : first, j1 = block + GRADIENT_KEYS < last ? block + GRADIENT_KEYS : last;
+    if (j0 >= j1) continue;
+    int keys = (int)(j1 - j0);
+    if (s->mask.data && mask_is_empty(s, q->i0, q->rows, j0, keys)) continue;
+    bool hidden = gradient_tile(p, s, q, c, j0, keys, w);
+    if (p->softcap > 0)
+      for (int i = 0; i < keys * q->width; i += LANES)
+        lanes_store(w->ds + i, lanes_mul(lanes_load(w->ds + i), lanes_load(w->slope + i)));
+    if (want_q) {
+      key_rows k = {c->k.rows + (j0 - c->first) * c->k.row, c->k.row};
+      for (int g = 0; g < q->width; g += TILE_LANES) {
+        real *d_q = w->d_q_t + g * d_padded;
+        if (hidden && !c->finite)
+          value_products_careful(d_q, d_padded, &k, keys, w->ds + g, q->width, one, w->visible + g);
+        else
+          value_products(d_q, d_padded, &k, keys, w->ds + g, q->width, one);
+      }
+    }
+    if (want_keys) {
+      real *d_k = w->d_k + (j0 - c->first) * key_width(p), *d_v = w->d_v + (j0 - c->first) * value_width(p);
+      if (!q->finite) {
+        const real *visible = hidden ? w->visible : NULL;
+        key_gradients_careful(d_v, value_width(p), w->p, q->width, keys, w->d_out_rows, q->rows, visible);
+        key_gradients_careful(d_k, key_width(p), w->ds, q->width, keys, w->q_rows, q->rows, visible);
+      } else {
+        key_gradients(d_v, value_width(p), w->p, q->width, keys, w->d_out_rows, q->rows);
+        key_gradients(d_k, key_width(p), w->ds, q->width, keys, w->q_rows, q->rows);
+      }
+    }
+  }
+}
