@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* Dynamic scheduling on top of parallel_for: the hook hands out workers, the workers take items from one counter. So a
- * hook need not balance anything, and scratch is per worker. */
+ * hook need not balance anything, and scratch is per worker. All work of the CPU back-ends passes through here, so this is
+ * also where it gets its floating-point state. */
 #include "problem.h"
+
+#include "cpu/float_state.h"
 
 #include <stdatomic.h>
 
@@ -14,11 +17,13 @@ typedef struct queue {
 
 static void work(void *context, int worker) {
   queue *q = context;
+  uint64_t float_state = attend_float_state_set();
   for (;;) {
     int64_t index = atomic_fetch_add_explicit(&q->next, 1, memory_order_relaxed);
-    if (index >= q->items) return;
+    if (index >= q->items) break;
     q->item(q->context, worker, index);
   }
+  attend_float_state_restore(float_state);
 }
 
 void attend_for_each(const attend_services *services, int workers, int64_t items,
