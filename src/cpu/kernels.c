@@ -2,7 +2,7 @@
 /* The table of CPU kernels: one row per line of kernels.def. */
 #include "cpu/kernels.h"
 
-#include <stdio.h>
+#include "cpu/features.h"
 
 static bool needs_SCALAR(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
   (void)row;
@@ -13,18 +13,12 @@ static bool needs_SCALAR(const attend_kernel_row *row, char reason[ATTEND_REASON
 #if defined(__x86_64__)
 static bool needs_AVX2(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return true;
-  snprintf(reason, ATTEND_REASON_SIZE, "this CPU lacks AVX2, FMA or F16C");
-  return false;
+  return attend_cpu_has(CPU_AVX2, reason, ATTEND_REASON_SIZE);
 }
 
 static bool needs_AVX512(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl"))
-    return true;
-  snprintf(reason, ATTEND_REASON_SIZE, "this CPU lacks AVX-512 F, DQ, BW or VL");
-  return false;
+  return attend_cpu_has(CPU_AVX512, reason, ATTEND_REASON_SIZE);
 }
 #endif
 
