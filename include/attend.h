@@ -77,6 +77,13 @@ extern "C" {
 #define ATTEND_API __attribute__((visibility("default")))
 #endif
 
+/* The dropout functions may be called from CUDA kernels too. */
+#if defined(__CUDACC__)
+#define ATTEND_INLINE static __host__ __device__ inline
+#else
+#define ATTEND_INLINE static inline
+#endif
+
 #define ATTEND_VERSION_MAJOR 0
 #define ATTEND_VERSION_MINOR 1
 #define ATTEND_VERSION_PATCH 0
@@ -403,7 +410,7 @@ ATTEND_API attend_status attend_gpu_at(int64_t index, attend_gpu *gpu);
 /* ---- Dropout --------------------------------------------------------------------------------------------------- */
 
 /* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). */
-static inline void attend_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+ATTEND_INLINE void attend_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
   uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3], k0 = key[0], k1 = key[1];
   for (int round = 0; round < 10; round++) {
     uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
@@ -422,11 +429,11 @@ static inline void attend_philox(const uint32_t counter[4], const uint32_t key[2
 
 /* The threshold of a dropout probability: an element is kept iff its 16-bit draw is >= this. Kept probabilities are
  * scaled by 65536 / (65536 - threshold); at 65536 (dropout > 1 - 2^-17) nothing is kept. */
-static inline uint32_t attend_dropout_threshold(double dropout) { return (uint32_t)(dropout * 65536.0 + 0.5); }
+ATTEND_INLINE uint32_t attend_dropout_threshold(double dropout) { return (uint32_t)(dropout * 65536.0 + 0.5); }
 
 /* The 16-bit draw of element (b, h, i, j): one Philox block serves the eight columns j of equal (j >> 5, (j >> 1) & 3),
  * which is how the columns of a tensor-core fragment lie. */
-static inline uint32_t attend_dropout_draw(uint64_t seed, uint64_t offset, uint32_t b, uint32_t h, uint64_t i,
+ATTEND_INLINE uint32_t attend_dropout_draw(uint64_t seed, uint64_t offset, uint32_t b, uint32_t h, uint64_t i,
                                            uint64_t j) {
   uint32_t counter[4] = {(uint32_t)offset, (uint32_t)(offset >> 32), b, h};
   uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)}, word[4];
@@ -439,7 +446,7 @@ static inline uint32_t attend_dropout_draw(uint64_t seed, uint64_t offset, uint3
 }
 
 /* keep(b,h,i,j) of the formulas. Every back-end, tile size, thread count and device drops the same elements. */
-static inline int attend_dropout_keep(uint64_t seed, uint64_t offset, double dropout, uint32_t b, uint32_t h, uint64_t i,
+ATTEND_INLINE int attend_dropout_keep(uint64_t seed, uint64_t offset, double dropout, uint32_t b, uint32_t h, uint64_t i,
                                       uint64_t j) {
   return attend_dropout_draw(seed, offset, b, h, i, j) >= attend_dropout_threshold(dropout);
 }

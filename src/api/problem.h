@@ -62,7 +62,7 @@ typedef struct attend_operands {
 } attend_operands;
 
 /* Does the problem have this operand? */
-static inline bool attend_has(const attend_problem *p, operand_id id) { return p->layout[id].type != TYPE_NONE; }
+ATTEND_INLINE bool attend_has(const attend_problem *p, operand_id id) { return p->layout[id].type != TYPE_NONE; }
 
 /* ---- One (sequence, head) -------------------------------------------------------------------------------------- */
 
@@ -100,7 +100,7 @@ void attend_slice_make(const attend_problem *p, const attend_operands *o, int64_
 
 /* The keys [first, last) that causal, window and kv_len leave to query i; empty is first == last. Mask and bias may
  * still hide some of them. */
-static inline void attend_visible_range(const attend_problem *p, const attend_slice *s, int64_t i, int64_t *first,
+ATTEND_INLINE void attend_visible_range(const attend_problem *p, const attend_slice *s, int64_t i, int64_t *first,
                                         int64_t *last) {
   int64_t center = i + s->off, lo = 0, hi = s->k_len;
   if (p->window_left >= 0 && center - p->window_left > lo) lo = center - p->window_left;
@@ -113,16 +113,16 @@ static inline void attend_visible_range(const attend_problem *p, const attend_sl
 }
 
 /* Element offset, from slice->k.data, of key row j (and from slice->v.data of value row j). */
-static inline int64_t attend_page(const attend_pages *pages, int64_t j) {
+ATTEND_INLINE int64_t attend_page(const attend_pages *pages, int64_t j) {
   const char *entry = pages->table + (j / pages->block_size) * pages->table_stride *
                                          (pages->table_type == TYPE_I64 ? 8 : 4);
   return pages->table_type == TYPE_I64 ? *(const int64_t *)(const void *)entry : *(const int32_t *)(const void *)entry;
 }
-static inline int64_t attend_key_row(const attend_slice *s, int64_t j) {
+ATTEND_INLINE int64_t attend_key_row(const attend_slice *s, int64_t j) {
   if (!s->pages.table) return j * s->k.row;
   return attend_page(&s->pages, j) * s->pages.k_block + (j % s->pages.block_size) * s->k.row;
 }
-static inline int64_t attend_value_row(const attend_slice *s, int64_t j) {
+ATTEND_INLINE int64_t attend_value_row(const attend_slice *s, int64_t j) {
   if (!s->pages.table) return j * s->v.row;
   return attend_page(&s->pages, j) * s->pages.v_block + (j % s->pages.block_size) * s->v.row;
 }
