@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Elements of any type as doubles, one at a time: for code that is obvious rather than fast, and for edges. f16 and bf16
- * are converted by bit arithmetic, so that no instruction set is assumed; stores round to nearest, ties to even. */
+/* Elements of any type as doubles, one at a time: for code that is obvious rather than fast, and for edges. f16 and
+ * bf16 are converted by bit arithmetic, so that no instruction set is assumed; stores round to nearest, ties to even.
+ */
 #ifndef ATTEND_ELEMENT_H
 #define ATTEND_ELEMENT_H
 
@@ -10,14 +11,19 @@
 
 static inline size_t attend_type_size(attend_type type) {
   switch (type) {
-  case TYPE_BOOL: return 1;
+  case TYPE_BOOL:
+    return 1;
   case TYPE_F16:
-  case TYPE_BF16: return 2;
+  case TYPE_BF16:
+    return 2;
   case TYPE_F32:
-  case TYPE_I32: return 4;
+  case TYPE_I32:
+    return 4;
   case TYPE_F64:
-  case TYPE_I64: return 8;
-  case TYPE_NONE: break;
+  case TYPE_I64:
+    return 8;
+  case TYPE_NONE:
+    break;
   }
   return 0;
 }
@@ -78,25 +84,42 @@ static inline float attend_f32_round_to_odd(double x) {
 /* Element `index` (in elements) of an array of `type`. */
 static inline double attend_load(const void *data, int64_t index, attend_type type) {
   switch (type) {
-  case TYPE_F32: return ((const float *)data)[index];
-  case TYPE_F64: return ((const double *)data)[index];
-  case TYPE_F16: return attend_f32_from_f16(((const uint16_t *)data)[index]);
-  case TYPE_BF16: return attend_f32_from_bf16(((const uint16_t *)data)[index]);
-  case TYPE_BOOL: return ((const uint8_t *)data)[index] != 0;
-  case TYPE_I32: return ((const int32_t *)data)[index];
-  case TYPE_I64: return (double)((const int64_t *)data)[index];
-  case TYPE_NONE: break;
+  case TYPE_F32:
+    return ((const float *)data)[index];
+  case TYPE_F64:
+    return ((const double *)data)[index];
+  case TYPE_F16:
+    return attend_f32_from_f16(((const uint16_t *)data)[index]);
+  case TYPE_BF16:
+    return attend_f32_from_bf16(((const uint16_t *)data)[index]);
+  case TYPE_BOOL:
+    return ((const uint8_t *)data)[index] != 0;
+  case TYPE_I32:
+    return ((const int32_t *)data)[index];
+  case TYPE_I64:
+    return (double)((const int64_t *)data)[index];
+  case TYPE_NONE:
+    break;
   }
   return 0;
 }
 
 static inline void attend_store(void *data, int64_t index, attend_type type, double x) {
   switch (type) {
-  case TYPE_F32: ((float *)data)[index] = (float)x; break;
-  case TYPE_F64: ((double *)data)[index] = x; break;
-  case TYPE_F16: ((uint16_t *)data)[index] = attend_f16_from_f32(attend_f32_round_to_odd(x)); break;
-  case TYPE_BF16: ((uint16_t *)data)[index] = attend_bf16_from_f32(attend_f32_round_to_odd(x)); break;
-  default: break;
+  case TYPE_F32:
+    ((float *)data)[index] = (float)x;
+    break;
+  case TYPE_F64:
+    ((double *)data)[index] = x;
+    break;
+  case TYPE_F16:
+    ((uint16_t *)data)[index] = attend_f16_from_f32(attend_f32_round_to_odd(x));
+    break;
+  case TYPE_BF16:
+    ((uint16_t *)data)[index] = attend_bf16_from_f32(attend_f32_round_to_odd(x));
+    break;
+  default:
+    break;
   }
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Dynamic scheduling on top of parallel_for: the hook hands out workers, the workers take items from one counter. So a
- * hook need not balance anything, and scratch is per worker. All work of the CPU back-ends passes through here, so this is
- * also where it gets its floating-point state. */
+ * hook need not balance anything, and scratch is per worker. All work of the CPU back-ends passes through here, so this
+ * is also where it gets its floating-point state. */
 #include "problem.h"
 
 #include "cpu/float_state.h"

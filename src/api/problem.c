@@ -36,8 +36,12 @@ void attend_slice_make(const attend_problem *p, const attend_operands *o, int64_
   }
   if (p->paged) {
     const attend_layout *t = &p->layout[OPERAND_BLOCK_TABLE];
-    s->pages = (attend_pages){at(p, o, OPERAND_BLOCK_TABLE, b * t->batch), t->row, t->type, p->block_size,
-                              p->layout[OPERAND_K].batch, p->layout[OPERAND_V].batch};
+    s->pages = (attend_pages){at(p, o, OPERAND_BLOCK_TABLE, b * t->batch),
+                              t->row,
+                              t->type,
+                              p->block_size,
+                              p->layout[OPERAND_K].batch,
+                              p->layout[OPERAND_V].batch};
     k_batch = 0;
   }
   if (attend_has(p, OPERAND_KV_LEN)) s->k_len = index_of(p, o, OPERAND_KV_LEN, b);

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of src/api share: a plan is a checked problem, the kernel chosen for it, and the services it runs on.
+ */
+#ifndef ATTEND_API_INTERNAL_H
+#define ATTEND_API_INTERNAL_H
+
+#include "problem.h"
+
+__extension__ typedef __int128 wide; /* byte extents before they are known to fit in 63 bits */
+
+struct attend_plan {
+  attend_problem problem;
+  attend_choice choice;
+  attend_services services;
+  int32_t ndim[OPERAND_COUNT];
+  int64_t shape[OPERAND_COUNT][4], strides[OPERAND_COUNT][4];
+};
+
+/* The operands of attend_args in the order of operand_id. */
+extern const char *const attend_operand_names[OPERAND_COUNT];
+void attend_args_tensors(const attend_args *args, const attend_tensor *tensors[OPERAND_COUNT]);
+
+/* Copy a caller's struct of its own version into the current one (missing fields zero); fails if the caller's is newer
+ * and sets fields that this library does not know. */
+attend_status attend_read_args(const attend_args *caller, attend_args *args);
+attend_status attend_read_options(const attend_options *caller, attend_options *options);
+
+/* Check everything but data; fill plan's problem, shapes and services. */
+attend_status attend_check(attend_direction direction, const attend_args *args, const attend_options *options,
+                           attend_plan *plan);
+/* Check that args fit the plan; fill operands. */
+attend_status attend_bind(const attend_plan *plan, const attend_args *args, attend_operands *operands);
+/* Check host index tensors of bound operands. */
+attend_status attend_check_host_indices(const attend_problem *problem, const attend_operands *operands);
+/* Do elements of an output lie in another operand, or twice in the output? */
+attend_status attend_check_overlap(const attend_plan *plan, const attend_operands *operands);
+
+/* Choose a kernel among those allowed; explanation may be NULL. */
+attend_status attend_choose(attend_plan *plan, const attend_options *options, attend_explanation *explanation);
+
+void attend_services_from(const attend_hooks *hooks, attend_services *services);
+
+#endif
