@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What every stub of src/cpu/isa compiles, once it has defined ISA (the suffix of its entry points), TILE_ROWS and
  * TILE_VECTORS, and included a vocabulary. Only the entry points are not static. */
+#include "cpu/features.h"
 #include "cpu/kernels.h"
 
 #include <math.h>
@@ -18,3 +19,5 @@
 #include "cpu/forward.inc.c"
 #include "cpu/gradients.inc.c"
 #include "cpu/backward.inc.c"
+#include "cpu/short.inc.c"
+#include "cpu/short_forward.inc.c"

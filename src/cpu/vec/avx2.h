@@ -59,6 +59,10 @@ WORD lanes lanes_load_f16(const uint16_t *p) {
 WORD lanes lanes_load_f16_first(const uint16_t *p, int n) { return _mm256_cvtph_ps(load_16_first(p, n)); }
 WORD void lanes_store_f16(uint16_t *p, lanes x) { _mm_storeu_si128((__m128i *)(void *)p, narrow_f16(x)); }
 WORD void lanes_store_f16_first(uint16_t *p, lanes x, int n) { store_16_first(p, narrow_f16(x), n); }
+WORD void lanes_stream(real *p, lanes x) { _mm256_stream_ps(p, x); }
+WORD void lanes_stream_f16(uint16_t *p, lanes x) { _mm_stream_si128((__m128i *)(void *)p, narrow_f16(x)); }
+WORD void lanes_stream_bf16(uint16_t *p, lanes x) { _mm_stream_si128((__m128i *)(void *)p, narrow_bf16(x)); }
+WORD void lanes_stream_end(void) { _mm_sfence(); }
 WORD lanes lanes_load_bool(const uint8_t *p) {
   __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
   __m256i zero = _mm256_cmpeq_epi32(bytes, _mm256_setzero_si256());

@@ -57,6 +57,12 @@ WORD void lanes_store_f16(uint16_t *p, lanes x) {
 WORD void lanes_store_f16_first(uint16_t *p, lanes x, int n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+WORD void lanes_stream(real *p, lanes x) { _mm512_stream_ps(p, x); }
+WORD void lanes_stream_f16(uint16_t *p, lanes x) {
+  _mm256_stream_si256((__m256i *)(void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+WORD void lanes_stream_bf16(uint16_t *p, lanes x) { _mm256_stream_si256((__m256i *)(void *)p, narrow_bf16(x)); }
+WORD void lanes_stream_end(void) { _mm_sfence(); }
 WORD lanes lanes_load_bool(const uint8_t *p) {
   __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
   return _mm512_maskz_mov_ps(_mm512_test_epi32_mask(bytes, bytes), _mm512_set1_ps(1));

@@ -40,6 +40,15 @@ WORD void lanes_store_type(void *p, lanes x, int n, attend_type type) {
     lanes_store_first(p, x, n);
 }
 
+WORD void lanes_stream_type(void *p, lanes x, attend_type type) {
+  if (type == TYPE_F16)
+    lanes_stream_f16(p, x);
+  else if (type == TYPE_BF16)
+    lanes_stream_bf16(p, x);
+  else
+    lanes_stream(p, x);
+}
+
 /* tanh(y / (2 log2 e)), that is (2^y - 1) / (2^y + 1): through 2^y - 1, which keeps the relative accuracy of small y
  * that 1 - 2 / (2^y + 1) would cancel away. */
 WORD lanes lanes_tanh_base2(lanes y) {

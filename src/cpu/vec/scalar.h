@@ -71,6 +71,12 @@ WORD lanes lanes_load_f16(const uint16_t *p) { return lanes_load_f16_first(p, LA
 WORD lanes lanes_load_bf16(const uint16_t *p) { return lanes_load_bf16_first(p, LANES); }
 WORD void lanes_store_f16(uint16_t *p, lanes x) { lanes_store_f16_first(p, x, LANES); }
 WORD void lanes_store_bf16(uint16_t *p, lanes x) { lanes_store_bf16_first(p, x, LANES); }
+/* Stores past the cache, of LANES elements to addresses that are multiples of their bytes; lanes_stream_end makes them
+ * visible to other threads. */
+WORD void lanes_stream(real *p, lanes x) { lanes_store(p, x); }
+WORD void lanes_stream_f16(uint16_t *p, lanes x) { lanes_store_f16(p, x); }
+WORD void lanes_stream_bf16(uint16_t *p, lanes x) { lanes_store_bf16(p, x); }
+WORD void lanes_stream_end(void) {}
 /* Bytes of a bool tensor as 0 or 1. */
 WORD lanes lanes_load_bool(const uint8_t *p) {
   lanes x;
