@@ -20,22 +20,33 @@ WORD void pack_store(char *data, int64_t index, int64_t col, lanes x, int n, att
   for (int i = 0; i < n && i < LANES; i++) attend_store(data, index + i * col, type, (double)copy[i]);
 }
 
+/* One block of LANES columns from c on, of lanes v. `whole` is a constant: all rows and columns are there, and the
+ * vectors stay in registers (with the general bounds they live on the stack: four times slower). */
+WORD void pack_block(real *out, const attend_matrix *m, int64_t first, int rows, int64_t c, int width, int v,
+                     lanes factor, bool whole, attend_type type) {
+  lanes x[LANES];
+#pragma GCC unroll 16
+  for (int l = 0; l < LANES; l++)
+    x[l] = whole || v + l < rows
+               ? pack_load(m->data, (first + v + l) * m->row + c * m->col, m->col, whole ? LANES : width, type)
+               : lanes_zero();
+  lanes_transpose(x);
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++)
+    if (whole || i < width) lanes_store(out + (c + i) * TILE_LANES + v, lanes_mul(x[i], factor));
+}
+
 /* out[c][l] = scale * m[first + l, c]: TILE_LANES rows of the matrix become lanes; lanes from `rows` on are 0. */
 WORD void pack_transposed_as(real *out, const attend_matrix *m, int64_t first, int rows, int64_t columns, real scale,
                              attend_type type) {
-  lanes factor = lanes_set1(scale);
-  for (int v = 0; v < TILE_VECTORS; v++)
-    for (int64_t c = 0; c < columns; c += LANES) {
-      int width = columns - c < LANES ? (int)(columns - c) : LANES;
-      lanes x[LANES];
-#pragma GCC unroll 16
-      for (int l = 0; l < LANES; l++) {
-        int row = v * LANES + l;
-        x[l] = row < rows ? pack_load(m->data, (first + row) * m->row + c * m->col, m->col, width, type) : lanes_zero();
-      }
-      lanes_transpose(x);
-      for (int i = 0; i < width; i++) lanes_store(out + (c + i) * TILE_LANES + v * LANES, lanes_mul(x[i], factor));
-    }
+  const attend_matrix unit = {m->data, m->row, 1};
+  for (int v = 0; v < TILE_LANES; v += LANES)
+    for (int64_t c = 0; c < columns; c += LANES)
+      if (m->col == 1 && rows - v >= LANES && columns - c >= LANES)
+        pack_block(out, &unit, first, rows, c, LANES, v, lanes_set1(scale), true, type);
+      else
+        pack_block(out, m, first, rows, c, columns - c < LANES ? (int)(columns - c) : LANES, v, lanes_set1(scale),
+                   false, type);
 }
 static void pack_transposed(real *out, const attend_matrix *m, int64_t first, int rows, int64_t columns, real scale,
                             attend_type type) {
@@ -89,24 +100,33 @@ static void unpack_row(char *data, int64_t index, int64_t col, int64_t columns, 
     unpack_row_as(data, index, col, columns, in, scale, add, REAL_TYPE);
 }
 
+WORD void unpack_block(const attend_matrix *m, int64_t first, int rows, int64_t c, int width, const real *in, int v,
+                       lanes factor, bool add, bool whole, attend_type type) {
+  lanes x[LANES];
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++)
+    x[i] = whole || i < width ? lanes_mul(lanes_load(in + (c + i) * TILE_LANES + v), factor) : lanes_zero();
+  lanes_transpose(x);
+#pragma GCC unroll 16
+  for (int l = 0; l < LANES; l++) {
+    if (!whole && v + l >= rows) break;
+    int64_t index = (first + v + l) * m->row + c * m->col;
+    lanes y = add ? lanes_add(pack_load(m->data, index, m->col, whole ? LANES : width, type), x[l]) : x[l];
+    pack_store(m->data, index, m->col, y, whole ? LANES : width, type);
+  }
+}
+
 /* m[first + l, c] = in[c][l] * factor[l], or += with `add`: the inverse of pack_transposed. */
 WORD void unpack_transposed_as(const attend_matrix *m, int64_t first, int rows, int64_t columns, const real *in,
                                const real factor[TILE_LANES], bool add, attend_type type) {
-  for (int v = 0; v < TILE_VECTORS; v++) {
-    lanes f = lanes_load(factor + v * LANES);
-    for (int64_t c = 0; c < columns; c += LANES) {
-      int width = columns - c < LANES ? (int)(columns - c) : LANES;
-      lanes x[LANES];
-#pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++)
-        x[i] = i < width ? lanes_mul(lanes_load(in + (c + i) * TILE_LANES + v * LANES), f) : lanes_zero();
-      lanes_transpose(x);
-      for (int l = 0; l < LANES && v * LANES + l < rows; l++) {
-        int64_t index = (first + v * LANES + l) * m->row + c * m->col;
-        lanes y = add ? lanes_add(pack_load(m->data, index, m->col, width, type), x[l]) : x[l];
-        pack_store(m->data, index, m->col, y, width, type);
-      }
-    }
+  const attend_matrix unit = {m->data, m->row, 1};
+  for (int v = 0; v < TILE_LANES; v += LANES) {
+    lanes f = lanes_load(factor + v);
+    for (int64_t c = 0; c < columns; c += LANES)
+      if (m->col == 1 && rows - v >= LANES && columns - c >= LANES)
+        unpack_block(&unit, first, rows, c, LANES, in, v, f, add, true, type);
+      else
+        unpack_block(m, first, rows, c, columns - c < LANES ? (int)(columns - c) : LANES, in, v, f, add, false, type);
   }
 }
 static void unpack_transposed(const attend_matrix *m, int64_t first, int rows, int64_t columns, const real *in,
