@@ -40,6 +40,16 @@ WORD void lanes_store_type(void *p, lanes x, int n, attend_type type) {
     lanes_store_first(p, x, n);
 }
 
+/* Lane i is the sum of the lanes of x[i]; x is overwritten. */
+WORD lanes lanes_sums(lanes x[LANES]) {
+  lanes_transpose(x);
+#pragma GCC unroll 4
+  for (int step = LANES / 2; step > 0; step /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < step; i++) x[i] = lanes_add(x[i], x[i + step]);
+  return x[0];
+}
+
 WORD void lanes_stream_type(void *p, lanes x, attend_type type) {
   if (type == TYPE_F16)
     lanes_stream_f16(p, x);
