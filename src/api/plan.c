@@ -3,6 +3,8 @@
 #include "api.h"
 #include "element.h"
 
+#include "../cuda/device.h"
+
 #include <string.h>
 
 static attend_status make(attend_direction direction, const attend_args *args, const attend_options *options,
@@ -125,6 +127,29 @@ static int64_t longest(const attend_tensor *offsets) {
   return most ? most : 1;
 }
 
+static attend_status once_on_cpu(const attend_plan *plan, const attend_operands *operands) {
+  const attend_services *services = &plan->services;
+  size_t bytes = plan->choice.workspace_bytes;
+  void *workspace = NULL;
+  if (bytes && !(workspace = services->allocate(services->user, bytes, ATTEND_WORKSPACE_ALIGNMENT)))
+    return attend_fail(ATTEND_ERROR_OUT_OF_MEMORY, "workspace: expected %zu bytes from the allocator, got none", bytes);
+  attend_status s = plan->choice.kernel->run(&plan->problem, &plan->choice, operands, services, workspace, NULL);
+  if (workspace) services->release(services->user, workspace, bytes);
+  return s;
+}
+
+/* GPU memory is the driver's, whatever the hooks say; the default stream is waited for. */
+static attend_status once_on_gpu(const attend_plan *plan, const attend_operands *operands) {
+  void *workspace = NULL;
+  int gpu = plan->problem.device.id;
+  attend_status s = cuda_allocate(gpu, plan->choice.workspace_bytes, &workspace);
+  if (s) return s;
+  s = plan->choice.kernel->run(&plan->problem, &plan->choice, operands, &plan->services, workspace, NULL);
+  attend_status waited = cuda_wait(gpu, NULL);
+  cuda_release(gpu, workspace);
+  return s ? s : waited;
+}
+
 static attend_status once(attend_direction direction, const attend_args *caller_args,
                           const attend_options *caller_options) {
   attend_args args;
@@ -138,14 +163,7 @@ static attend_status once(attend_direction direction, const attend_args *caller_
   if (args.k_offsets && !options.max_k_len && args.k_offsets->device.type == ATTEND_CPU)
     options.max_k_len = longest(args.k_offsets);
   if ((s = make(direction, &args, &options, &plan, NULL)) || (s = bind_checked(&plan, &args, &operands))) return s;
-  const attend_services *services = &plan.services;
-  size_t bytes = plan.choice.workspace_bytes;
-  void *workspace = NULL;
-  if (bytes && !(workspace = services->allocate(services->user, bytes, ATTEND_WORKSPACE_ALIGNMENT)))
-    return attend_fail(ATTEND_ERROR_OUT_OF_MEMORY, "workspace: expected %zu bytes from the allocator, got none", bytes);
-  s = plan.choice.kernel->run(&plan.problem, &plan.choice, &operands, services, workspace, NULL);
-  if (workspace) services->release(services->user, workspace, bytes);
-  return s;
+  return plan.problem.device.type == ATTEND_CUDA ? once_on_gpu(&plan, &operands) : once_on_cpu(&plan, &operands);
 }
 
 attend_status attend_forward_once(const attend_args *args, const attend_options *options) {

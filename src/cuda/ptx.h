@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* PTX words, sm_75 to sm_90: one instruction per function, and no policy. Kernels reach the hardware only through these
- * words and CUDA's built-in variables; so, compiled by a host compiler, they run on tests/support/emulate.h, which defines
- * the same words for 32 lanes that take turns.
+ * words and CUDA's built-in variables; so, compiled by a host compiler, they run on tests/support/emulate.h, which
+ * defines the same words for 32 lanes that take turns.
  *
  * Fragments of mma m16n8k16 (PTX ISA, "Matrix fragments for mma.m16n8k16"), with g = lane / 4, t = lane % 4; each
  * register holds two neighbouring 16-bit elements:
@@ -17,6 +17,7 @@
 
 #define WORD static __device__ __forceinline__
 #define KERNEL extern "C" __global__
+#define UNROLLED _Pragma("unroll")
 
 /* 2^x, relative error 2^-22; flushes subnormal results. */
 WORD float word_exp2(float x) {

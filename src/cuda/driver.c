@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT */
+/* Finding the driver, its words for what went wrong, and whose context is used. */
+#include "driver.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { CUDA_ERROR_OUT_OF_MEMORY = 2, OLDEST_DRIVER = 12000, MAX_DEVICES = 64 };
+enum { ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
+
+static cuda_driver driver;
+static bool available;
+static char unavailable[ATTEND_REASON_SIZE];
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t primary_lock = PTHREAD_MUTEX_INITIALIZER;
+static void *primary[MAX_DEVICES];
+
+static void find_driver(void) {
+  static const char *const names[] = {"cuInit",
+                                      "cuDriverGetVersion",
+                                      "cuGetErrorName",
+                                      "cuGetErrorString",
+                                      "cuDeviceGetCount",
+                                      "cuDeviceGet",
+                                      "cuDeviceGetName",
+                                      "cuDeviceGetAttribute",
+                                      "cuDeviceTotalMem_v2",
+                                      "cuDevicePrimaryCtxRetain",
+                                      "cuCtxGetCurrent",
+                                      "cuCtxGetDevice",
+                                      "cuCtxPushCurrent_v2",
+                                      "cuCtxPopCurrent_v2",
+                                      "cuLibraryLoadData",
+                                      "cuLibraryGetKernel",
+                                      "cuKernelGetFunction",
+                                      "cuLaunchKernel",
+                                      "cuMemAlloc_v2",
+                                      "cuMemFree_v2",
+                                      "cuMemcpyHtoD_v2",
+                                      "cuMemcpyDtoH_v2",
+                                      "cuStreamSynchronize"};
+  enum { COUNT = sizeof names / sizeof *names };
+  _Static_assert(sizeof driver == COUNT * sizeof(void *), "one name for each entry point, in the order of cuda_driver");
+  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    snprintf(unavailable, sizeof unavailable, "no CUDA driver (libcuda.so.1) on this machine");
+    return;
+  }
+  void *entries[COUNT];
+  for (int i = 0; i < COUNT; i++) {
+    entries[i] = dlsym(library, names[i]);
+    if (entries[i]) continue;
+    snprintf(unavailable, sizeof unavailable, "the CUDA driver is too old: it lacks %s (12.0 or newer is needed)",
+             names[i]);
+    return;
+  }
+  memcpy(&driver, entries, sizeof driver);
+  int error = driver.init(0), version = 0, count = 0;
+  if (!error) error = driver.driver_version(&version);
+  if (!error) error = driver.device_count(&count);
+  const char *words = "";
+  if (error && driver.error_string(error, &words)) words = "unknown error";
+  if (error)
+    snprintf(unavailable, sizeof unavailable, "the CUDA driver does not start: %.120s", words);
+  else if (version < OLDEST_DRIVER)
+    snprintf(unavailable, sizeof unavailable, "the CUDA driver is too old: %d.%d, needed is 12.0", version / 1000,
+             version % 1000 / 10);
+  else if (count == 0)
+    snprintf(unavailable, sizeof unavailable, "the CUDA driver sees no GPU");
+  else
+    available = true;
+}
+
+const cuda_driver *cuda_driver_get(char reason[ATTEND_REASON_SIZE]) {
+  pthread_once(&once, find_driver);
+  if (available) return &driver;
+  if (reason) memcpy(reason, unavailable, ATTEND_REASON_SIZE);
+  return NULL;
+}
+
+attend_status cuda_status(int error, const char *doing) {
+  if (!error) return ATTEND_OK;
+  const char *name = NULL, *words = NULL;
+  if (driver.error_name(error, &name)) name = "unknown error";
+  if (driver.error_string(error, &words)) words = "";
+  return attend_fail(error == CUDA_ERROR_OUT_OF_MEMORY ? ATTEND_ERROR_OUT_OF_MEMORY : ATTEND_ERROR_CUDA,
+                     "%s: the CUDA driver says %s (%d): %s", doing, name, error, words);
+}
+
+attend_status cuda_enter(int ordinal, cuda_scope *scope) {
+  char reason[ATTEND_REASON_SIZE];
+  scope->pushed = false;
+  if (!cuda_driver_get(reason)) return attend_fail(ATTEND_ERROR_DEVICE, "device %d: %s", ordinal, reason);
+  int count = 0, wanted = 0, device = 0, error = driver.device_count(&count);
+  if (!error && (ordinal < 0 || ordinal >= count || ordinal >= MAX_DEVICES))
+    return attend_fail(ATTEND_ERROR_DEVICE, "device: expected a GPU below %d, got %d", count, ordinal);
+  void *context = NULL;
+  if (!error) error = driver.device_get(&wanted, ordinal);
+  if (!error) error = driver.context_current(&context);
+  if (!error && context) error = driver.context_device(&device);
+  if (error) return cuda_status(error, "looking at the current context");
+  if (context && device == wanted) return ATTEND_OK;
+  pthread_mutex_lock(&primary_lock);
+  if (!primary[ordinal]) error = driver.primary_retain(&primary[ordinal], wanted);
+  context = primary[ordinal];
+  pthread_mutex_unlock(&primary_lock);
+  if (!error) error = driver.context_push(context);
+  scope->pushed = !error;
+  return cuda_status(error, "entering the primary context");
+}
+
+void cuda_leave(cuda_scope *scope) {
+  void *context;
+  if (scope->pushed) driver.context_pop(&context);
+  scope->pushed = false;
+}
+
+int cuda_capability(int ordinal) {
+  int device, major = 0, minor = 0;
+  if (!cuda_driver_get(NULL) || driver.device_get(&device, ordinal) ||
+      driver.device_attribute(&major, ATTRIBUTE_MAJOR, device) ||
+      driver.device_attribute(&minor, ATTRIBUTE_MINOR, device))
+    return 0;
+  return 10 * major + minor;
+}
+
+attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const void *arguments, void *stream) {
+  if (blocks <= 0) return ATTEND_OK;
+  void *parameters[] = {(void *)(uintptr_t)arguments};
+  unsigned grid = blocks > INT32_MAX ? INT32_MAX : (unsigned)blocks;
+  return cuda_status(driver.launch(kernel, grid, 1, 1, threads, 1, 1, 0, stream, parameters, NULL),
+                     "launching a kernel");
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: MIT */
+/* The CUDA driver, found at run time. The declarations below are facts of its ABI; cuda.h is not needed to build, nor
+ * libcuda.so to link. Kernels are loaded as libraries (cuLibraryLoadData, driver 12.0), which belong to no context: one
+ * handle serves every device and every context, PyTorch's included. */
+#ifndef ATTEND_CUDA_DRIVER_H
+#define ATTEND_CUDA_DRIVER_H
+
+#include "../api/problem.h"
+
+typedef struct cuda_driver {
+  int (*init)(unsigned flags);
+  int (*driver_version)(int *version);
+  int (*error_name)(int error, const char **name);
+  int (*error_string)(int error, const char **text);
+  int (*device_count)(int *count);
+  int (*device_get)(int *device, int ordinal);
+  int (*device_name)(char *name, int size, int device);
+  int (*device_attribute)(int *value, int attribute, int device);
+  int (*device_memory)(size_t *bytes, int device);
+  int (*primary_retain)(void **context, int device);
+  int (*context_current)(void **context);
+  int (*context_device)(int *device);
+  int (*context_push)(void *context);
+  int (*context_pop)(void **context);
+  int (*library_load)(void **library, const void *image, int *jit_options, void **jit_values, unsigned jit_count,
+                      int *options, void **values, unsigned count);
+  int (*library_kernel)(void **kernel, void *library, const char *name);
+  int (*kernel_function)(void **function, void *kernel); /* loads it into the current context */
+  int (*launch)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+                unsigned block_z, unsigned shared_bytes, void *stream, void **parameters, void **extra);
+  int (*allocate)(uint64_t *pointer, size_t bytes);
+  int (*release)(uint64_t pointer);
+  int (*copy_in)(uint64_t to, const void *from, size_t bytes);
+  int (*copy_out)(void *to, uint64_t from, size_t bytes);
+  int (*stream_synchronize)(void *stream);
+} cuda_driver;
+
+/* The driver, initialised; NULL with the reason if there is none, or it is too old. The answer never changes. */
+const cuda_driver *cuda_driver_get(char reason[ATTEND_REASON_SIZE]);
+
+/* ATTEND_OK if error is 0; else the driver's words, OUT_OF_MEMORY where that is what they say. */
+attend_status cuda_status(int error, const char *doing);
+
+/* Make a context of device `ordinal` current: the caller's if it is one, else the primary one, which is retained for
+ * the life of the process. Pair with cuda_leave. */
+typedef struct cuda_scope {
+  bool pushed;
+} cuda_scope;
+attend_status cuda_enter(int ordinal, cuda_scope *scope);
+void cuda_leave(cuda_scope *scope);
+
+/* Kernel `name` of image `image` (a source file's name without .cu), loaded into the context of device `ordinal`, ready
+ * to be launched without allocation. */
+attend_status cuda_kernel(int ordinal, const char *image, const char *name, void **kernel);
+
+/* Compute capability of device `ordinal` as 10 * major + minor; 0 if it cannot be used. */
+int cuda_capability(int ordinal);
+
+/* Enqueue kernel(arguments) on `blocks` blocks, at most 2^31 - 1: kernels step through their items by gridDim.x. */
+attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const void *arguments, void *stream);
+
+#endif

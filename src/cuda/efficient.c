@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT */
+/* Planning and launching the efficient and math back-ends on CUDA. Both run the same kernels: math adds one that writes
+ * the scores and probabilities that were asked for, since materialising what nobody reads would only cost memory. */
+#include "efficient.h"
+
+#include "device.h"
+#include "driver.h"
+#include "rows.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { OLDEST_CAPABILITY = 75 };
+
+typedef enum entry_id {
+  FORWARD_NARROW,
+  FORWARD_WIDE,
+  FORWARD_MATERIALISE,
+  BACKWARD_DELTA,
+  BACKWARD_KEYS_NARROW,
+  BACKWARD_KEYS_WIDE,
+  BACKWARD_QUERIES_NARROW,
+  BACKWARD_QUERIES_WIDE,
+  BACKWARD_BIAS,
+  BACKWARD_SINK,
+  ENTRY_COUNT
+} entry_id;
+
+static const char *const entry_names[ENTRY_COUNT] = {
+    "forward_narrow",       "forward_wide",        "forward_materialise",     "backward_delta_kernel",
+    "backward_keys_narrow", "backward_keys_wide",  "backward_queries_narrow", "backward_queries_wide",
+    "backward_bias_kernel", "backward_sink_kernel"};
+
+/* The kernels of one element type, loaded: handles serve every device. Written once, under the lock. */
+typedef struct loaded {
+  void *kernel[ENTRY_COUNT];
+} loaded;
+static loaded kernels[TYPE_F64 + 1];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
+static int64_t at_least_one(int64_t x) { return x < 1 ? 1 : x; }
+static int64_t keys_of(const attend_problem *p) { return p->type == TYPE_F64 ? EFFICIENT_KEYS_F64 : EFFICIENT_KEYS; }
+static int64_t real_size(const attend_problem *p) { return p->type == TYPE_F64 ? 8 : 4; }
+static bool wide(const attend_problem *p, int64_t width) { return width > 64 && p->type != TYPE_F64; }
+
+static attend_status load(const attend_problem *p, const loaded **out) {
+  static const char *const types[] = {[TYPE_F32] = "f32", [TYPE_F16] = "f16", [TYPE_BF16] = "bf16", [TYPE_F64] = "f64"};
+  char image[32], name[64];
+  attend_status status = ATTEND_OK;
+  snprintf(image, sizeof image, "efficient_%s", types[p->type]);
+  pthread_mutex_lock(&lock);
+  for (int e = 0; e < ENTRY_COUNT && !status; e++) {
+    snprintf(name, sizeof name, "%s_%s", entry_names[e], types[p->type]);
+    status = cuda_kernel(p->device.id, image, name, &kernels[p->type].kernel[e]);
+  }
+  pthread_mutex_unlock(&lock);
+  *out = &kernels[p->type];
+  return status;
+}
+
+static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                 char reason[ATTEND_REASON_SIZE]) {
+  bool returns = attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES);
+  if (returns && row->backend != ATTEND_BACKEND_MATH) {
+    snprintf(reason, ATTEND_REASON_SIZE, "probs and scores come from the math back-end");
+    return false;
+  }
+  int capability = cuda_capability(p->device.id);
+  if (capability < OLDEST_CAPABILITY) {
+    snprintf(reason, ATTEND_REASON_SIZE, "GPU %d: compute capability %d.%d, needed is 7.5", p->device.id,
+             capability / 10, capability % 10);
+    return false;
+  }
+  const loaded *state;
+  if (load(p, &state)) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+    return false;
+  }
+  int64_t rows = p->ragged_q ? p->q_total : p->batch * p->q_len, values = 0;
+  if (row->direction == ATTEND_BACKWARD)
+    values = p->batch * p->q_len; /* delta */
+  else if (attend_has(p, OPERAND_PROBS) && !attend_has(p, OPERAND_LSE))
+    values = rows; /* lse */
+  choice->tile_q = EFFICIENT_QUERIES;
+  choice->tile_k = keys_of(p);
+  choice->threads = p->batch * p->heads * tiles_of(p->q_len, EFFICIENT_QUERIES);
+  choice->workspace_bytes = (size_t)(values * p->heads * real_size(p));
+  choice->alignment = p->type == TYPE_F64 ? 8 : p->type == TYPE_F32 ? 4 : 2;
+  choice->state = (void *)(uintptr_t)state;
+  return true;
+}
+
+/* A run is in a context of its device from `begin` to `end`, and stops at the first error. */
+typedef struct launcher {
+  const loaded *kernels;
+  const efficient_call *call;
+  void *stream;
+  attend_status status;
+} launcher;
+
+static void launch(launcher *l, entry_id entry, int64_t blocks) {
+  if (!l->status) l->status = cuda_launch(l->kernels->kernel[entry], blocks, EFFICIENT_THREADS, l->call, l->stream);
+}
+
+static attend_status run_forward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
+                                 const attend_services *services, void *workspace, void *stream) {
+  (void)services;
+  efficient_call call = {*p, *o, workspace};
+  bool returns = attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES);
+  if (attend_has(p, OPERAND_PROBS) && !attend_has(p, OPERAND_LSE)) {
+    int64_t row_count = p->ragged_q ? p->q_total : p->q_len;
+    call.problem.layout[OPERAND_LSE] =
+        (attend_layout){p->type == TYPE_F64 ? TYPE_F64 : TYPE_F32, p->heads * row_count, row_count, 1, 0, real_size(p)};
+    call.operands.data[OPERAND_LSE] = workspace;
+  }
+  cuda_scope scope;
+  launcher l = {choice->state, &call, stream, cuda_enter(p->device.id, &scope)};
+  bool is_wide = wide(p, p->v_dim);
+  int64_t pairs = p->batch * p->heads, chunks = at_least_one(tiles_of(p->v_dim, is_wide ? 128 : 64));
+  launch(&l, is_wide ? FORWARD_WIDE : FORWARD_NARROW, pairs * tiles_of(p->q_len, EFFICIENT_QUERIES) * chunks);
+  if (returns)
+    launch(&l, FORWARD_MATERIALISE, pairs * tiles_of(p->q_len, EFFICIENT_QUERIES) * tiles_of(p->k_len, keys_of(p)));
+  cuda_leave(&scope);
+  return l.status;
+}
+
+static attend_status run_backward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
+                                  const attend_services *services, void *workspace, void *stream) {
+  (void)services;
+  efficient_call call = {*p, *o, workspace};
+  cuda_scope scope;
+  launcher l = {choice->state, &call, stream, cuda_enter(p->device.id, &scope)};
+  int64_t pairs = p->batch * p->heads, q_tiles = tiles_of(p->q_len, EFFICIENT_QUERIES),
+          k_tiles = tiles_of(p->k_len, keys_of(p));
+  launch(&l, BACKWARD_DELTA, tiles_of(pairs * p->q_len, EFFICIENT_THREADS / 32));
+  if (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V)) {
+    int64_t width = p->head_dim > p->v_dim ? p->head_dim : p->v_dim,
+            chunks = tiles_of(width, wide(p, width) ? 128 : 64);
+    launch(&l, wide(p, width) ? BACKWARD_KEYS_WIDE : BACKWARD_KEYS_NARROW, p->batch * p->kv_heads * k_tiles * chunks);
+  }
+  if (attend_has(p, OPERAND_D_Q)) {
+    bool is_wide = wide(p, p->head_dim);
+    int64_t chunks = tiles_of(p->head_dim, is_wide ? 128 : 64);
+    launch(&l, is_wide ? BACKWARD_QUERIES_WIDE : BACKWARD_QUERIES_NARROW, pairs * q_tiles * chunks);
+  }
+  if (attend_has(p, OPERAND_D_BIAS)) {
+    const int64_t *shape = p->bias_shape;
+    launch(&l, BACKWARD_BIAS,
+           shape[0] * shape[1] * tiles_of(shape[2], EFFICIENT_QUERIES) * tiles_of(shape[3], keys_of(p)));
+  }
+  if (attend_has(p, OPERAND_D_SINK)) launch(&l, BACKWARD_SINK, p->heads);
+  cuda_leave(&scope);
+  return l.status;
+}
+
+static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+#ifdef ATTEND_HAVE_CUDA_IMAGES
+  return cuda_driver_get(reason) != NULL;
+#else
+  snprintf(reason, ATTEND_REASON_SIZE, "this library was built without its GPU images");
+  return false;
+#endif
+}
+
+#define ROW(dtype, TYPE, variant, BACKEND)                                                                             \
+  {                                                                                                                    \
+      "forward_" #dtype "_" #variant "_cuda",                                                                          \
+      BACKEND,                                                                                                         \
+      ATTEND_CUDA,                                                                                                     \
+      ATTEND_FORWARD,                                                                                                  \
+      TYPE,                                                                                                            \
+      usable,                                                                                                          \
+      plan,                                                                                                            \
+      run_forward,                                                                                                     \
+      NULL},                                                                                                           \
+  {                                                                                                                    \
+    "backward_" #dtype "_" #variant "_cuda", BACKEND, ATTEND_CUDA, ATTEND_BACKWARD, TYPE, usable, plan, run_backward,  \
+        NULL                                                                                                           \
+  }
+#define ROWS(variant, BACKEND)                                                                                         \
+  ROW(f32, TYPE_F32, variant, BACKEND), ROW(f16, TYPE_F16, variant, BACKEND), ROW(bf16, TYPE_BF16, variant, BACKEND),  \
+      ROW(f64, TYPE_F64, variant, BACKEND)
+
+static const attend_kernel_row rows[] = {ROWS(efficient, ATTEND_BACKEND_EFFICIENT), ROWS(math, ATTEND_BACKEND_MATH)};
+
+attend_kernel_table cuda_efficient_rows(void) { return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)}; }

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: MIT */
+/* The tables of CUDA kernels, one for each family; inventory.c joins them, fastest first. */
+#ifndef ATTEND_CUDA_ROWS_H
+#define ATTEND_CUDA_ROWS_H
+
+#include "../api/problem.h"
+
+attend_kernel_table cuda_efficient_rows(void);
+
+#endif
