@@ -105,8 +105,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   options.backends = take(&in) & 15;
   if (options.flags & ATTEND_SCALE) options.scale = take_number(&in);
   if (take(&in) & 1) options.softcap = take_number(&in), options.dropout = take_number(&in);
-  options.window_left = take_size(&in) - 1;
-  options.window_right = take_size(&in) - 1;
+  options.window_left = take_size(&in);
+  options.window_right = take_size(&in);
   options.max_q_len = take_size(&in);
   options.max_k_len = take_size(&in);
   options.scores_stage = (attend_stage)(take(&in) % 4);
