@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT */
+/* Ceilings by loops that do nothing else. Each kernel has its instruction set by a target attribute and runs only where
+ * attend_cpu_features() has it. */
+#include "ceiling.h"
+
+#include "cli.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum { ROUNDS = 1 << 20, CHAINS = 12 };
+
+typedef double (*flops_loop)(int64_t rounds, float *sink); /* returns FLOPs done */
+
+typedef float vec4 __attribute__((vector_size(16)));
+
+static double fma_scalar(int64_t rounds, float *sink) {
+  vec4 c[CHAINS], a = {1, 1, 1, 1}, b = {1e-9f, 1e-9f, 1e-9f, 1e-9f};
+  for (int i = 0; i < CHAINS; i++) c[i] = b;
+  for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) c[i] = c[i] * a + b;
+    __asm__ volatile("" : "+x"(a), "+x"(b));
+  }
+  for (int i = 1; i < CHAINS; i++) c[0] += c[i];
+  *sink += c[0][0];
+  return (double)rounds * CHAINS * 8;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static double fma_avx2(int64_t rounds, float *sink) {
+  __m256 c[CHAINS], a = _mm256_set1_ps(1), b = _mm256_set1_ps(1e-9f);
+  for (int i = 0; i < CHAINS; i++) c[i] = b;
+  for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) c[i] = _mm256_fmadd_ps(c[i], a, b);
+    __asm__ volatile("" : "+x"(a), "+x"(b));
+  }
+  for (int i = 1; i < CHAINS; i++) c[0] = _mm256_add_ps(c[0], c[i]);
+  *sink += _mm256_cvtss_f32(c[0]);
+  return (double)rounds * CHAINS * 16;
+}
+
+__attribute__((target("avx512f"))) static double fma_avx512(int64_t rounds, float *sink) {
+  __m512 c[CHAINS], a = _mm512_set1_ps(1), b = _mm512_set1_ps(1e-9f);
+  for (int i = 0; i < CHAINS; i++) c[i] = b;
+  for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) c[i] = _mm512_fmadd_ps(c[i], a, b);
+    __asm__ volatile("" : "+v"(a), "+v"(b));
+  }
+  for (int i = 1; i < CHAINS; i++) c[0] = _mm512_add_ps(c[0], c[i]);
+  *sink += _mm512_cvtss_f32(c[0]);
+  return (double)rounds * CHAINS * 32;
+}
+
+__attribute__((target("avx512f,avx512bf16"))) static double dot_avx512(int64_t rounds, float *sink) {
+  __m512 c[CHAINS];
+  __m512i a = _mm512_set1_epi32(0x3F803F80), b = _mm512_set1_epi32(0x00010001);
+  for (int i = 0; i < CHAINS; i++) c[i] = _mm512_setzero_ps();
+  for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)a, (__m512bh)b);
+    __asm__ volatile("" : "+v"(a), "+v"(b));
+  }
+  for (int i = 1; i < CHAINS; i++) c[0] = _mm512_add_ps(c[0], c[i]);
+  *sink += _mm512_cvtss_f32(c[0]);
+  return (double)rounds * CHAINS * 64;
+}
+#endif
+
+static bool has(const char *feature) {
+  const char *all = attend_cpu_features(), *at = all;
+  size_t n = strlen(feature);
+  for (; (at = strstr(at, feature)); at += n)
+    if ((at == all || at[-1] == ' ') && (at[n] == 0 || at[n] == ' ')) return true;
+  return false;
+}
+
+enum { MEASURE_FLOPS, MEASURE_READ, MEASURE_STREAM };
+enum { BYTES = 256 << 20 }; /* a thread: several times what of the last cache is one core's */
+
+typedef struct worker {
+  pthread_t thread;
+  pthread_barrier_t *meet;
+  int what;
+  flops_loop loop;
+  char *memory;
+  double amount, seconds;
+  float sink;
+} worker;
+
+static void pass_over_memory(worker *w) {
+  typedef long long line __attribute__((vector_size(64), aligned(64)));
+  line *m = (line *)(void *)w->memory, sum[4] = {{0}};
+  size_t quarter = BYTES / 4 / sizeof *m;
+  if (w->what == MEASURE_READ) {
+    for (size_t i = 0; i < quarter * 4; i += 4)
+      for (size_t j = 0; j < 4; j++) sum[j] ^= m[i + j];
+    line all = sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
+    w->sink += (float)all[0];
+  } else
+    for (size_t i = 0; i < quarter; i++) {
+      line x = m[i] ^ m[quarter + i] ^ m[2 * quarter + i];
+#if defined(__x86_64__)
+      for (int j = 0; j < 8; j++) _mm_stream_si64((long long *)&m[3 * quarter + i] + j, x[j]);
+#else
+      m[3 * quarter + i] = x;
+#endif
+    }
+  w->amount = BYTES;
+}
+
+static void *work(void *context) {
+  worker *w = context;
+  w->seconds = 1e30;
+  double most = 0;
+  for (int repeat = 0; repeat < 5; repeat++) {
+    pthread_barrier_wait(w->meet);
+    double start = cli_seconds();
+    if (w->what == MEASURE_FLOPS)
+      w->amount = w->loop(ROUNDS, &w->sink);
+    else
+      pass_over_memory(w);
+    double seconds = cli_seconds() - start;
+    if (repeat && w->amount / seconds > most) most = w->amount / seconds, w->seconds = seconds;
+  }
+  return NULL;
+}
+
+/* Sum of the threads' rates, in 1e9 a second. */
+static double measure(int threads, int what, flops_loop loop) {
+  worker *w = calloc((size_t)threads, sizeof *w);
+  pthread_barrier_t meet;
+  double rate = 0;
+  int made = 0;
+  if (!w || pthread_barrier_init(&meet, NULL, (unsigned)threads)) {
+    free(w);
+    return 0;
+  }
+  bool good = true;
+  for (int i = 0; i < threads && what != MEASURE_FLOPS; i++) {
+    w[i].memory = aligned_alloc(64, BYTES);
+    if (w[i].memory)
+      memset(w[i].memory, i + 1, BYTES);
+    else
+      good = false;
+  }
+  for (; good && made < threads; made++) {
+    w[made].what = what, w[made].loop = loop, w[made].meet = &meet;
+    if (made && pthread_create(&w[made].thread, NULL, work, &w[made])) abort(); /* the others wait at the barrier */
+  }
+  if (good) work(&w[0]);
+  for (int i = 0; i < made; i++) {
+    if (i) pthread_join(w[i].thread, NULL);
+    rate += w[i].amount / w[i].seconds * 1e-9;
+  }
+  for (int i = 0; i < threads; i++) free(w[i].memory);
+  pthread_barrier_destroy(&meet);
+  free(w);
+  return rate;
+}
+
+ceilings measure_ceilings(int threads) {
+  ceilings c;
+  flops_loop fma = fma_scalar, dot = NULL;
+#if defined(__x86_64__)
+  if (has("avx2")) fma = fma_avx2;
+  if (has("avx512f") || has("avx512")) fma = fma_avx512;
+  if (has("avx512bf16")) dot = dot_avx512;
+#endif
+  c.f32_gflops = measure(threads, MEASURE_FLOPS, fma);
+  c.bf16_gflops = dot ? measure(threads, MEASURE_FLOPS, dot) : c.f32_gflops;
+  c.read_gbytes = measure(threads, MEASURE_READ, NULL);
+  c.stream_gbytes = measure(threads, MEASURE_STREAM, NULL);
+  return c;
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: MIT */
+/* What the subcommands of `attend` share: one request, parsed from the command line, and the tensors it asks for. */
+#ifndef ATTEND_CLI_H
+#define ATTEND_CLI_H
+
+#include "io/io.h"
+
+#include <cjson/cJSON.h>
+
+enum { EXIT_GOOD = 0, EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2 };
+
+typedef struct cli_request {
+  bool has_shape, bnhd, backward, json, check, no_progress;
+  int64_t batch, heads, kv_heads, q_len, k_len, head_dim, v_dim;
+  attend_dtype dtype;
+  bool has_dtype;
+  attend_device device;
+  attend_options options;
+  char kernel[ATTEND_NAME_SIZE];
+  uint64_t seed, offset;
+  double seconds;                                                                         /* bench: per case */
+  const char *tensors, *prefix, *q, *k, *v, *mask, *bias, *alibi, *sink, *kv_len, *d_out; /* inputs */
+  const char *out, *lse, *probs, *gradients;                                              /* outputs */
+  const char *heads_shown;
+  int64_t batch_shown;
+} cli_request;
+
+/* Parse argv[1..] of a subcommand. Returns -1 to go on, otherwise the exit code (0 after --help). */
+int cli_parse(const char *command, const char *help, int argc, char **argv, cli_request *request);
+/* Print "attend: ..." on stderr; EXIT_BAD_INPUT. */
+int cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+const char *cli_backend_name(uint32_t backend);
+const char *cli_dtype_name(attend_dtype dtype);
+double cli_seconds(void);
+/* On a terminal, and once two seconds have passed since `start`: a line that overwrites itself. NULL clears it. */
+void cli_progress(const cli_request *request, double start, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void cli_print_json(cJSON *json); /* and delete it */
+
+/* All tensors of a call, owned. */
+typedef struct cli_call {
+  io_array q, k, v, out, mask, bias, alibi, sink, kv_len, lse, probs, d_out, d_q, d_k, d_v, d_bias, d_sink;
+  attend_args args;
+  io_tensors file;
+} cli_call;
+
+/* Inputs from the request's files, or random ones of its shape and types. */
+bool cli_call_make(const cli_request *request, uint64_t random_seed, cli_call *call, io_error *error);
+/* Fill dropout_seed, d_out and the gradients that `backward` needs. */
+bool cli_call_add_gradients(const cli_request *request, cli_call *call, io_error *error);
+bool cli_call_add_probs(cli_call *call, io_error *error);
+void cli_call_free(cli_call *call);
+/* Multiply-adds count twice; causal counts the visible half. Forward or backward of the request. */
+double cli_call_flops(const cli_request *request, const cli_call *call, bool backward);
+double cli_call_bytes(const cli_call *call, bool backward);
+void cli_fill_random(io_array *array, uint64_t *state);                                         /* uniform in [-1, 1] */
+double cli_largest_difference(const attend_tensor *a, const attend_tensor *b, double *largest); /* NaN equals NaN */
+
+int cli_info(int argc, char **argv);
+int cli_run(int argc, char **argv);
+int cli_explain(int argc, char **argv);
+int cli_check(int argc, char **argv);
+int cli_bench(int argc, char **argv);
+int cli_view(int argc, char **argv);
+
+#endif
