@@ -21,5 +21,6 @@
 #include "cpu/backward.inc.c"
 #include "cpu/short.inc.c"
 #include "cpu/short_forward.inc.c"
+#include "cpu/short_backward.inc.c"
 #include "cpu/decode_rows.inc.c"
 #include "cpu/decode.inc.c"

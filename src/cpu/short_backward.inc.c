@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: MIT */
+/* Backward on short sequences: short.inc.c says how. A whole row of P and dP is in one tile, so that
+ *
+ *   delta_i = sum_j P[j][i] dP[j][i] - dLSE_i          (dP after dropout)
+ *
+ * equals rowsum(dO * O) and O need not be read; then dS = P (dP - delta), and dQ, dK, dV leave in rows like O. An item
+ * of work is SHORT_PAIRS pairs (sequence, key head); heads that share keys add to dK and dV in scratch, in order. */
+
+typedef struct short_backward_context {
+  const attend_problem *problem;
+  const attend_operands *operands;
+  char *workspace;
+  size_t bytes_per_worker;
+  bool stream_q, stream_k, stream_v;
+} short_backward_context;
+
+typedef struct short_backward_scratch {
+  real *q_t, *d_out_t;                           /* [dimension][SHORT_MAX] */
+  real *q, *k, *v, *d_out, *d_k, *d_v;           /* [SHORT_MAX][dimension padded] */
+  real *p, *ds, *factor, *slope, *visible, *lse; /* [SHORT_MAX][SHORT_MAX]; lse [SHORT_MAX] */
+} short_backward_scratch;
+
+static short_backward_scratch short_backward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
+  short_backward_scratch w;
+  int64_t k_rows = SHORT_MAX * round_up(p->head_dim, LANES), v_rows = SHORT_MAX * round_up(p->v_dim, LANES);
+  w.q_t = take(base, used, p->head_dim * SHORT_MAX);
+  w.d_out_t = take(base, used, p->v_dim * SHORT_MAX);
+  w.q = take(base, used, k_rows);
+  w.k = take(base, used, k_rows);
+  w.v = take(base, used, v_rows);
+  w.d_out = take(base, used, v_rows);
+  w.d_k = take(base, used, k_rows);
+  w.d_v = take(base, used, v_rows);
+  w.p = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.ds = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.factor = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.slope = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.lse = take(base, used, SHORT_MAX);
+  return w;
+}
+
+/* From scores in w->p and dP in w->ds to P (after dropout) and dS. Both are 0 where hidden. */
+static void short_gradient_tile(const attend_problem *p, const attend_slice *s, const score_tile *t,
+                                const short_backward_scratch *w) {
+  bool dropout = p->dropout_threshold != 0;
+  if (dropout) {
+    for (int k = 0; k < t->keys * t->width; k += LANES) lanes_store(w->factor + k, lanes_set1(1));
+    dropout_pass(t, w->factor, (real)p->dropout_scale);
+  }
+  for (int v = 0; v < t->width; v += LANES) {
+    real d_lse[LANES] = {0};
+    for (int l = 0; s->d_lse && l < LANES && v + l < t->rows; l++)
+      d_lse[l] = (real)attend_load(s->d_lse, (v + l) * s->d_lse_row, p->layout[OPERAND_D_LSE].type);
+    lanes lse = lanes_load(w->lse + v), delta = lanes_sub(lanes_zero(), lanes_load(d_lse));
+    for (int k = 0; k < t->keys; k++) {
+      int at = k * t->width + v;
+      lane_mask hidden = t->visible ? lanes_equal(lanes_load(t->visible + at), lanes_zero()) : mask_first(0);
+      lanes probability = lanes_select(hidden, lanes_zero(), lanes_exp2(lanes_sub(lanes_load(w->p + at), lse)));
+      lanes dp = lanes_select(hidden, lanes_zero(), lanes_load(w->ds + at));
+      if (dropout) dp = lanes_mul(dp, lanes_load(w->factor + at));
+      delta = lanes_fma(probability, dp, delta);
+      lanes_store(w->p + at, probability);
+      lanes_store(w->ds + at, dp);
+    }
+    for (int k = 0; k < t->keys; k++) {
+      int at = k * t->width + v;
+      lanes probability = lanes_load(w->p + at);
+      lanes ds = lanes_mul(probability, lanes_sub(lanes_load(w->ds + at), delta));
+      if (t->softcap_slope) ds = lanes_mul(ds, lanes_load(t->softcap_slope + at));
+      if (t->visible) ds = lanes_select(lanes_equal(lanes_load(t->visible + at), lanes_zero()), lanes_zero(), ds);
+      lanes_store(w->ds + at, ds);
+      if (dropout) lanes_store(w->p + at, lanes_mul(probability, lanes_load(w->factor + at)));
+    }
+  }
+}
+
+/* One query head; `first` and `last` of those that share its keys. */
+static void short_backward_head(const short_backward_context *c, const attend_slice *s, bool first, bool last,
+                                const short_backward_scratch *w) {
+  const attend_problem *p = c->problem;
+  int queries = (int)s->q_len, keys = (int)s->k_len, width = (int)round_up(queries, LANES);
+  real scale[SHORT_MAX], one[SHORT_MAX];
+  for (int i = 0; i < SHORT_MAX; i++) {
+    scale[i] = (real)p->scale;
+    one[i] = 1;
+  }
+  for (int i = 0; i < width; i++) {
+    real lse = i < queries ? (real)(LOG2_E * attend_load(s->lse, i * s->lse_row, p->layout[OPERAND_LSE].type)) : 0;
+    w->lse[i] = lse == -(real)INFINITY ? (real)INFINITY : lse; /* a row that sees nothing: 2^-inf */
+  }
+  key_range range = visible_keys(p, s, 0, queries);
+  key_rows q = short_rows(&s->q, queries, p->head_dim, p->type, w->q);
+  key_rows k = short_rows(&s->k, keys, p->head_dim, p->type, w->k);
+  key_rows v = short_rows(&s->v, keys, p->v_dim, p->type, w->v);
+  key_rows d_out = short_rows(&s->d_out, queries, p->v_dim, p->type, w->d_out);
+  score_tile tile = {.problem = p, .slice = s, .rows = queries, .keys = keys, .width = width, .s = w->p};
+  bool may_hide = range.all_first > 0 || range.all_last < keys || s->mask.data || s->bias.data;
+  if (may_hide) tile.visible = w->visible;
+  if (p->softcap > 0) tile.softcap_slope = w->slope;
+  const real *careful = NULL; /* 0 times NaN or Inf would not be 0 */
+  if (may_hide && !(short_finite(&q, queries, p->head_dim) && short_finite(&k, keys, p->head_dim) &&
+                    short_finite(&d_out, queries, p->v_dim)))
+    careful = w->visible;
+
+  short_transposed(w->q_t, width, &s->q, queries, p->head_dim, score_factor(p), p->type);
+  short_transposed(w->d_out_t, width, &s->d_out, queries, p->v_dim, 1, p->type);
+  short_scores(w->p, width, &k, keys, w->q_t, p->head_dim);
+  short_scores(w->ds, width, &v, keys, w->d_out_t, p->v_dim);
+  score_passes(&tile, &range);
+  short_gradient_tile(p, s, &tile, w);
+
+  short_product d_q = {.a = w->ds, .visible = careful, .a_row = 1, .a_term = width, .x = k, .rows = queries};
+  d_q.terms = keys, d_q.columns = p->head_dim, d_q.factor = scale, d_q.out = s->d_q;
+  d_q.add = p->accumulate, d_q.stream = c->stream_q;
+  if (s->d_q.data) short_multiply(&d_q, p->type);
+  short_product d_k = {.a = w->ds, .visible = careful, .a_row = width, .a_term = 1, .x = q, .rows = keys};
+  d_k.terms = queries, d_k.columns = p->head_dim, d_k.factor = scale, d_k.add = p->accumulate;
+  d_k.stream = c->stream_k, d_k.sums = first && last ? NULL : w->d_k;
+  if (last) d_k.out = s->d_k;
+  if (s->d_k.data) short_multiply(&d_k, p->type);
+  short_product d_v = {.a = w->p, .visible = careful, .a_row = width, .a_term = 1, .x = d_out, .rows = keys};
+  d_v.terms = queries, d_v.columns = p->v_dim, d_v.factor = one, d_v.add = p->accumulate;
+  d_v.stream = c->stream_v, d_v.sums = first && last ? NULL : w->d_v;
+  if (last) d_v.out = s->d_v;
+  if (s->d_v.data) short_multiply(&d_v, p->type);
+}
+
+static void short_backward_item(void *context, int worker, int64_t index) {
+  const short_backward_context *c = context;
+  const attend_problem *p = c->problem;
+  int64_t used = 0, group = p->heads / p->kv_heads, head = index * SHORT_PAIRS * group;
+  int64_t last = head + SHORT_PAIRS * group, heads = p->batch * p->heads;
+  if (last > heads) last = heads;
+  short_backward_scratch w = short_backward_scratch_at(p, c->workspace + (size_t)worker * c->bytes_per_worker, &used);
+  attend_slice slice, next;
+  attend_slice_make(p, c->operands, head / p->heads, head % p->heads, &next);
+  while (head < last) {
+    slice = next;
+    bool first_of_group = head % group == 0, last_of_group = head % group == group - 1;
+    if (++head < last) {
+      attend_slice_make(p, c->operands, head / p->heads, head % p->heads, &next);
+      short_prefetch(&next.q, (int)p->q_len, p->head_dim, p->type);
+      short_prefetch(&next.d_out, (int)p->q_len, p->v_dim, p->type);
+      if (last_of_group) {
+        short_prefetch(&next.k, (int)p->k_len, p->head_dim, p->type);
+        short_prefetch(&next.v, (int)p->k_len, p->v_dim, p->type);
+      }
+    }
+    if (first_of_group && !last_of_group) {
+      memset(w.d_k, 0, (size_t)(SHORT_MAX * round_up(p->head_dim, LANES)) * sizeof(real));
+      memset(w.d_v, 0, (size_t)(SHORT_MAX * round_up(p->v_dim, LANES)) * sizeof(real));
+    }
+    short_backward_head(c, &slice, first_of_group, last_of_group, &w);
+  }
+  if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
+}
+
+bool ENTRY(backward_short_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                                char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  if (!short_serves(p, reason)) return false;
+  if (p->q_len == 0 || p->k_len == 0 || attend_has(p, OPERAND_D_BIAS) || attend_has(p, OPERAND_D_SINK)) {
+    snprintf(reason, ATTEND_REASON_SIZE, "leaves empty sequences and gradients of bias and sink to the tiled kernel");
+    return false;
+  }
+  int64_t used = 0, items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
+  short_backward_scratch_at(p, NULL, &used);
+  choice->tile_q = p->q_len;
+  choice->tile_k = p->k_len;
+  choice->splits = 1;
+  choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
+  choice->workspace_bytes = (size_t)(choice->threads * round_up(used, 256));
+  choice->alignment = attend_type_size(p->type);
+  return true;
+}
+
+attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_choice *choice,
+                                        const attend_operands *operands, const attend_services *services,
+                                        void *workspace, void *stream) {
+  (void)stream;
+  int64_t q_rows = p->batch * p->heads * p->q_len, k_rows = p->batch * p->kv_heads * p->k_len;
+  short_backward_context c = {.problem = p,
+                              .operands = operands,
+                              .workspace = workspace,
+                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
+                              .stream_q = short_streams(p, operands, OPERAND_D_Q, q_rows, p->head_dim),
+                              .stream_k = short_streams(p, operands, OPERAND_D_K, k_rows, p->head_dim),
+                              .stream_v = short_streams(p, operands, OPERAND_D_V, k_rows, p->v_dim)};
+  int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
+  attend_for_each(services, (int)choice->threads, items, short_backward_item, &c);
+  return ATTEND_OK;
+}
