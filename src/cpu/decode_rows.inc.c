@@ -3,7 +3,12 @@
  * keys that are read from memory once. Lanes = dimensions for both products, since there are too few queries to fill
  * lanes; scores then lie along the keys, S[row][key], which is how masks and biases lie in memory too. */
 
-enum { DECODE_ROWS = 4, DECODE_BLOCK = 64, DECODE_WIDE = LANES >= 16 ? 4 : 2, DECODE_PREFETCH = DECODE_BLOCK };
+enum {
+  DECODE_ROWS = LANES < 4 ? LANES : 4, /* the lanes of one sum are shared out over the rows */
+  DECODE_BLOCK = 64,
+  DECODE_WIDE = LANES >= 16 ? 4 : 2,
+  DECODE_PREFETCH = DECODE_BLOCK
+};
 
 /* Rows of K or V of one block: of the tensor's type where it can be read in place, else packed as reals. */
 typedef struct decode_block {
