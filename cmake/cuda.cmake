@@ -56,6 +56,12 @@ typedef int attend_image_@name@_is_above;
     target_sources(attend_objects PRIVATE ${directory}/${name}.c)
     string(APPEND list "IMAGE(${name})\n")
   endforeach()
+  list(JOIN ATTEND_CUDA_ARCHITECTURES ", " machine_code)
+  file(CONFIGURE OUTPUT ${directory}/cuda_targets.h @ONLY CONTENT
+[[/* Generated: compute capabilities of the images inside the library. */
+#define TARGET_MACHINE_CODE @machine_code@
+#define TARGET_PTX @last@
+]])
   file(CONFIGURE OUTPUT ${directory}/cuda_images.h CONTENT "${list}" @ONLY)
   target_include_directories(attend_objects PRIVATE ${directory})
   target_compile_definitions(attend_objects PRIVATE ATTEND_HAVE_CUDA_IMAGES=1)

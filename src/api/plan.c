@@ -10,7 +10,10 @@
 static attend_status make(attend_direction direction, const attend_args *args, const attend_options *options,
                           attend_plan *plan, attend_explanation *explanation) {
   attend_status s = attend_check(direction, args, options, plan);
-  return s ? s : attend_choose(plan, options, explanation);
+  if (!s) s = attend_choose(plan, options, explanation);
+  if (!s && !explanation && plan->problem.device.type == ATTEND_CUDA && options->hooks && options->hooks->log)
+    cuda_notice(plan->problem.device.id, plan->choice.kernel->name, &plan->services);
+  return s;
 }
 
 attend_status attend_plan_create(attend_direction direction, const attend_args *caller_args,
@@ -80,14 +83,44 @@ attend_status attend_backward(const attend_plan *plan, const attend_args *args, 
   return execute(ATTEND_BACKWARD, plan, args, workspace, bytes, stream);
 }
 
+/* A host copy of operand `id`, which lies on a GPU; operands then point into it. */
+static attend_status copy_to_host(const attend_plan *plan, operand_id id, attend_operands *operands, void **copy,
+                                  size_t *bytes) {
+  const attend_services *services = &plan->services;
+  int64_t size = (int64_t)attend_type_size(plan->problem.layout[id].type), first = 0, last = 0;
+  for (int i = 0; i < plan->ndim[id]; i++) {
+    int64_t reach = (plan->shape[id][i] - 1) * plan->strides[id][i];
+    *(reach < 0 ? &first : &last) += reach;
+  }
+  *bytes = (size_t)((last - first + 1) * size);
+  *copy = services->allocate(services->user, *bytes, ATTEND_WORKSPACE_ALIGNMENT);
+  if (!*copy)
+    return attend_fail(ATTEND_ERROR_OUT_OF_MEMORY, "%s: expected %zu bytes from the allocator, got none",
+                       attend_operand_names[id], *bytes);
+  attend_status s =
+      cuda_copy_out(plan->problem.device.id, *copy, (const char *)operands->data[id] + first * size, *bytes);
+  operands->data[id] = (char *)*copy - first * size;
+  return s;
+}
+
 attend_status attend_check_indices(const attend_plan *plan, const attend_args *caller_args, void *stream) {
+  static const operand_id ids[] = {OPERAND_Q_OFFSETS, OPERAND_K_OFFSETS, OPERAND_KV_LEN, OPERAND_BLOCK_TABLE};
   attend_args args;
   attend_operands operands;
   attend_status s;
-  (void)stream;
+  void *copies[4] = {NULL};
+  size_t bytes[4];
   if (!plan) return attend_fail(ATTEND_ERROR_NULL, "plan: expected a plan, got NULL");
   if ((s = attend_read_args(caller_args, &args)) || (s = attend_bind(plan, &args, &operands))) return s;
-  return attend_check_host_indices(&plan->problem, &operands);
+  if (plan->problem.device.type == ATTEND_CUDA) {
+    s = cuda_wait(plan->problem.device.id, stream);
+    for (int i = 0; i < 4 && !s; i++)
+      if (operands.data[ids[i]]) s = copy_to_host(plan, ids[i], &operands, &copies[i], &bytes[i]);
+  }
+  if (!s) s = attend_check_host_indices(&plan->problem, &operands);
+  for (int i = 0; i < 4; i++)
+    if (copies[i]) plan->services.release(plan->services.user, copies[i], bytes[i]);
+  return s;
 }
 
 attend_status attend_explain(attend_direction direction, const attend_args *caller_args,

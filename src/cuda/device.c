@@ -3,6 +3,7 @@
 #include "device.h"
 #include "driver.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 
 enum { ATTRIBUTE_MULTIPROCESSORS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
@@ -60,6 +61,19 @@ attend_status cuda_wait(int ordinal, void *stream) {
   return status;
 }
 
+/* The seed's notice, once for each GPU. */
+void cuda_notice(int ordinal, const char *kernel, const attend_services *services) {
+  static atomic_uint_least64_t noticed;
+  uint64_t bit = (uint64_t)1 << (ordinal & 63);
+  if (atomic_fetch_or(&noticed, bit) & bit) return;
+  attend_gpu gpu = {.size = sizeof gpu};
+  char message[320];
+  if (attend_gpu_at(ordinal, &gpu)) return;
+  snprintf(message, sizeof message, "GPU %d: %s, compute capability %d.%d, image %s; the first call runs %.64s",
+           ordinal, gpu.name, (int)gpu.major, (int)gpu.minor, gpu.image, kernel);
+  services->log(services->user, ATTEND_LOG_INFO, message);
+}
+
 attend_status attend_gpu_at(int64_t index, attend_gpu *out) {
   char reason[ATTEND_REASON_SIZE] = "";
   if (!out) return attend_fail(ATTEND_ERROR_NULL, "gpu: expected a pointer to attend_gpu, got NULL");
@@ -81,18 +95,7 @@ attend_status attend_gpu_at(int64_t index, attend_gpu *out) {
   if (!error) error = driver->device_memory(&bytes, device);
   if (error) return cuda_status(error, "reading the GPU's properties");
   gpu.major = major, gpu.minor = minor, gpu.multiprocessors = multiprocessors, gpu.memory_bytes = bytes;
-#ifdef ATTEND_HAVE_CUDA_IMAGES
-  int capability =
-      10 * major + minor; /* machine code serves later minor versions of its major; PTX all that come later */
-  if (capability < 75)
-    snprintf(gpu.reason, sizeof gpu.reason, "compute capability %d.%d is below 7.5", major, minor);
-  else if (major >= 10)
-    snprintf(gpu.image, sizeof gpu.image, "ptx sm_90");
-  else
-    snprintf(gpu.image, sizeof gpu.image, "sm_%d", major == 9 ? 90 : major == 8 ? 80 : 75);
-#else
-  snprintf(gpu.reason, sizeof gpu.reason, "this library was built without its GPU images");
-#endif
+  if (!cuda_image_for(10 * major + minor, gpu.image, gpu.reason)) gpu.image[0] = 0;
   *out = gpu;
   return ATTEND_OK;
 }

@@ -15,4 +15,7 @@ attend_status cuda_copy_in(int ordinal, void *to, const void *from, size_t bytes
 attend_status cuda_copy_out(int ordinal, void *to, const void *from, size_t bytes);
 attend_status cuda_wait(int ordinal, void *stream);
 
+/* Tell the caller's log, once in the life of the process for each GPU, what was found and the kernel chosen. */
+void cuda_notice(int ordinal, const char *kernel, const attend_services *services);
+
 #endif

@@ -33,6 +33,7 @@ static void find_driver(void) {
                                       "cuCtxPushCurrent_v2",
                                       "cuCtxPopCurrent_v2",
                                       "cuLibraryLoadData",
+                                      "cuLibraryLoadFromFile",
                                       "cuLibraryGetKernel",
                                       "cuKernelGetFunction",
                                       "cuLaunchKernel",

@@ -24,6 +24,8 @@ typedef struct cuda_driver {
   int (*context_pop)(void **context);
   int (*library_load)(void **library, const void *image, int *jit_options, void **jit_values, unsigned jit_count,
                       int *options, void **values, unsigned count);
+  int (*library_load_file)(void **library, const char *path, int *jit_options, void **jit_values, unsigned jit_count,
+                           int *options, void **values, unsigned count);
   int (*library_kernel)(void **kernel, void *library, const char *name);
   int (*kernel_function)(void **function, void *kernel); /* loads it into the current context */
   int (*launch)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
@@ -49,9 +51,19 @@ typedef struct cuda_scope {
 attend_status cuda_enter(int ordinal, cuda_scope *scope);
 void cuda_leave(cuda_scope *scope);
 
-/* Kernel `name` of image `image` (a source file's name without .cu), loaded into the context of device `ordinal`, ready
- * to be launched without allocation. */
-attend_status cuda_kernel(int ordinal, const char *image, const char *name, void **kernel);
+/* Is there a driver, and are there images? Can device `ordinal`, if its compute capability is at least `oldest`, run
+ * them? Otherwise the reason. */
+bool cuda_usable(char reason[ATTEND_REASON_SIZE]);
+bool cuda_serves(int ordinal, int oldest, char reason[ATTEND_REASON_SIZE]);
+
+/* Kernels names[i]_<type> of image family_<type> (a source file's name without .cu), loaded into the context of device
+ * `ordinal`, ready to be launched without allocation. Handles serve every device: kernels[] is filled once. */
+attend_status cuda_load(int ordinal, const char *family, attend_type type, const char *const *names, int count,
+                        void **kernels);
+
+/* Which image serves compute capability `capability` (10 * major + minor): "sm_80", "ptx sm_90"; false with the reason
+ * if none does, or the library holds none. */
+bool cuda_image_for(int capability, char image[ATTEND_NAME_SIZE], char reason[ATTEND_REASON_SIZE]);
 
 /* Compute capability of device `ordinal` as 10 * major + minor; 0 if it cannot be used. */
 int cuda_capability(int ordinal);

@@ -3,14 +3,10 @@
  * the scores and probabilities that were asked for, since materialising what nobody reads would only cost memory. */
 #include "efficient.h"
 
-#include "device.h"
 #include "driver.h"
 #include "rows.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
-#include <string.h>
 
 enum { OLDEST_CAPABILITY = 75 };
 
@@ -33,33 +29,13 @@ static const char *const entry_names[ENTRY_COUNT] = {
     "backward_keys_narrow", "backward_keys_wide",  "backward_queries_narrow", "backward_queries_wide",
     "backward_bias_kernel", "backward_sink_kernel"};
 
-/* The kernels of one element type, loaded: handles serve every device. Written once, under the lock. */
-typedef struct loaded {
-  void *kernel[ENTRY_COUNT];
-} loaded;
-static loaded kernels[TYPE_F64 + 1];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 
 static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 static int64_t at_least_one(int64_t x) { return x < 1 ? 1 : x; }
 static int64_t keys_of(const attend_problem *p) { return p->type == TYPE_F64 ? EFFICIENT_KEYS_F64 : EFFICIENT_KEYS; }
 static int64_t real_size(const attend_problem *p) { return p->type == TYPE_F64 ? 8 : 4; }
 static bool wide(const attend_problem *p, int64_t width) { return width > 64 && p->type != TYPE_F64; }
-
-static attend_status load(const attend_problem *p, const loaded **out) {
-  static const char *const types[] = {[TYPE_F32] = "f32", [TYPE_F16] = "f16", [TYPE_BF16] = "bf16", [TYPE_F64] = "f64"};
-  char image[32], name[64];
-  attend_status status = ATTEND_OK;
-  snprintf(image, sizeof image, "efficient_%s", types[p->type]);
-  pthread_mutex_lock(&lock);
-  for (int e = 0; e < ENTRY_COUNT && !status; e++) {
-    snprintf(name, sizeof name, "%s_%s", entry_names[e], types[p->type]);
-    status = cuda_kernel(p->device.id, image, name, &kernels[p->type].kernel[e]);
-  }
-  pthread_mutex_unlock(&lock);
-  *out = &kernels[p->type];
-  return status;
-}
 
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                  char reason[ATTEND_REASON_SIZE]) {
@@ -68,14 +44,8 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
     snprintf(reason, ATTEND_REASON_SIZE, "probs and scores come from the math back-end");
     return false;
   }
-  int capability = cuda_capability(p->device.id);
-  if (capability < OLDEST_CAPABILITY) {
-    snprintf(reason, ATTEND_REASON_SIZE, "GPU %d: compute capability %d.%d, needed is 7.5", p->device.id,
-             capability / 10, capability % 10);
-    return false;
-  }
-  const loaded *state;
-  if (load(p, &state)) {
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
+  if (cuda_load(p->device.id, "efficient", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
@@ -89,26 +59,26 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
   choice->threads = p->batch * p->heads * tiles_of(p->q_len, EFFICIENT_QUERIES);
   choice->workspace_bytes = (size_t)(values * p->heads * real_size(p));
   choice->alignment = p->type == TYPE_F64 ? 8 : p->type == TYPE_F32 ? 4 : 2;
-  choice->state = (void *)(uintptr_t)state;
+  choice->state = kernels[p->type];
   return true;
 }
 
 /* A run is in a context of its device from `begin` to `end`, and stops at the first error. */
 typedef struct launcher {
-  const loaded *kernels;
-  const efficient_call *call;
+  void *const *kernels;
+  const cuda_call *call;
   void *stream;
   attend_status status;
 } launcher;
 
 static void launch(launcher *l, entry_id entry, int64_t blocks) {
-  if (!l->status) l->status = cuda_launch(l->kernels->kernel[entry], blocks, EFFICIENT_THREADS, l->call, l->stream);
+  if (!l->status) l->status = cuda_launch(l->kernels[entry], blocks, EFFICIENT_THREADS, l->call, l->stream);
 }
 
 static attend_status run_forward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                                  const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  efficient_call call = {*p, *o, workspace};
+  cuda_call call = {*p, *o, workspace};
   bool returns = attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES);
   if (attend_has(p, OPERAND_PROBS) && !attend_has(p, OPERAND_LSE)) {
     int64_t row_count = p->ragged_q ? p->q_total : p->q_len;
@@ -130,7 +100,7 @@ static attend_status run_forward(const attend_problem *p, const attend_choice *c
 static attend_status run_backward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                                   const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  efficient_call call = {*p, *o, workspace};
+  cuda_call call = {*p, *o, workspace};
   cuda_scope scope;
   launcher l = {choice->state, &call, stream, cuda_enter(p->device.id, &scope)};
   int64_t pairs = p->batch * p->heads, q_tiles = tiles_of(p->q_len, EFFICIENT_QUERIES),
@@ -158,12 +128,7 @@ static attend_status run_backward(const attend_problem *p, const attend_choice *
 
 static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-#ifdef ATTEND_HAVE_CUDA_IMAGES
-  return cuda_driver_get(reason) != NULL;
-#else
-  snprintf(reason, ATTEND_REASON_SIZE, "this library was built without its GPU images");
-  return false;
-#endif
+  return cuda_usable(reason);
 }
 
 #define ROW(dtype, TYPE, variant, BACKEND)                                                                             \

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What host and kernels of the efficient back-end share: the argument of every kernel, and all tile sizes.
+/* What host and kernels of the efficient back-end share: all tile sizes.
  *
  * A block of 256 threads is 16 x 16; thread (y, x) owns query rows 4y .. 4y+3 of a score tile and keys/16 columns,
  * which feeds 16 multiply-adds by two 16-byte reads of shared memory.
@@ -13,7 +13,7 @@
 #ifndef ATTEND_CUDA_EFFICIENT_H
 #define ATTEND_CUDA_EFFICIENT_H
 
-#include "../api/problem.h"
+#include "call.h"
 
 enum {
   EFFICIENT_THREADS = 256,
@@ -22,12 +22,5 @@ enum {
   EFFICIENT_KEYS_F64 = 32,
   EFFICIENT_DEPTH = 16 /* of a product staged in shared memory at a time */
 };
-
-/* Passed by value; below the 4 KB that every driver accepts. */
-typedef struct efficient_call {
-  attend_problem problem;
-  attend_operands operands;
-  void *workspace; /* backward: delta, reals [batch][heads][q_len] */
-} efficient_call;
 
 #endif

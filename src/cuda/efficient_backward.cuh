@@ -5,12 +5,12 @@
  * the queries of all heads that share them, an owner of queries (dQ) through the keys they see, an owner of a tile of
  * the bias (dBias) through all that the bias is broadcast over. */
 
-WORD real *delta_row(const efficient_call &call, const attend_slice &s) {
+WORD real *delta_row(const cuda_call &call, const attend_slice &s) {
   return (real *)call.workspace + (s.b * call.problem.heads + s.h) * call.problem.q_len;
 }
 
 /* One warp a query. */
-WORD void backward_delta(const efficient_call &call) {
+WORD void backward_delta(const cuda_call &call) {
   const attend_problem &p = call.problem;
   const int warps = EFFICIENT_THREADS / 32;
   int lane = (int)(threadIdx.x & 31), warp = (int)(threadIdx.x / 32);
@@ -34,7 +34,7 @@ WORD void backward_delta(const efficient_call &call) {
 
 /* Of the tile at (q0, k0): weights p w, and d_s; hidden pairs get 0. d_capped may be NULL (then d_s is of the score
  * after softcap). */
-WORD void backward_scores(const efficient_call &call, const attend_slice &s, int64_t q0, int64_t k0,
+WORD void backward_scores(const cuda_call &call, const attend_slice &s, int64_t q0, int64_t k0,
                           real weights[ROWS][COLS], real d_scores[ROWS][COLS], real (*d_capped)[COLS],
                           bool visible[ROWS][COLS], tile_memory &m) {
   const attend_problem &p = call.problem;
@@ -73,7 +73,7 @@ WORD void backward_raw(real d_scores[ROWS][COLS], real d_capped[ROWS][COLS], con
 
 /* ---- dK, dV ---- */
 
-WORD void keys_tile(const efficient_call &call, int64_t b, int64_t kv_head, int64_t k0, int64_t column,
+WORD void keys_tile(const cuda_call &call, int64_t b, int64_t kv_head, int64_t k0, int64_t column,
                     const int columns, bool careful, real (*d_k)[MAX_COLUMNS / 16], real (*d_v)[MAX_COLUMNS / 16],
                     tile_memory &m) {
   const attend_problem &p = call.problem;
@@ -102,7 +102,7 @@ WORD void keys_tile(const efficient_call &call, int64_t b, int64_t kv_head, int6
   }
 }
 
-WORD void backward_keys(const efficient_call &call, const int columns) {
+WORD void backward_keys(const cuda_call &call, const int columns) {
   __shared__ tile_memory m;
   const attend_problem &p = call.problem;
   int64_t widest = p.head_dim > p.v_dim ? p.head_dim : p.v_dim;
@@ -130,7 +130,7 @@ WORD void backward_keys(const efficient_call &call, const int columns) {
 
 /* ---- dQ ---- */
 
-WORD void queries_tile(const efficient_call &call, const attend_slice &s, int64_t q0, int64_t column, const int columns,
+WORD void queries_tile(const cuda_call &call, const attend_slice &s, int64_t q0, int64_t column, const int columns,
                        bool careful, real (*d_q)[MAX_COLUMNS / 16], tile_memory &m) {
   const attend_problem &p = call.problem;
   for (int o = 0; o < ROWS; o++)
@@ -147,7 +147,7 @@ WORD void queries_tile(const efficient_call &call, const attend_slice &s, int64_
   }
 }
 
-WORD void backward_queries(const efficient_call &call, const int columns) {
+WORD void backward_queries(const cuda_call &call, const int columns) {
   __shared__ tile_memory m;
   const attend_problem &p = call.problem;
   int64_t tiles = (p.q_len + QUERIES - 1) / QUERIES, chunks = (p.head_dim + columns - 1) / columns;
@@ -172,7 +172,7 @@ WORD void backward_queries(const efficient_call &call, const int columns) {
 /* ---- dBias, dSink ---- */
 
 /* A block owns a tile of d_bias; a broadcast dimension is one tile, and its sum is finished across threads in order. */
-WORD void backward_bias(const efficient_call &call) {
+WORD void backward_bias(const cuda_call &call) {
   __shared__ tile_memory m;
   const attend_problem &p = call.problem;
   const attend_layout &l = p.layout[OPERAND_D_BIAS];
@@ -219,7 +219,7 @@ WORD void backward_bias(const efficient_call &call) {
 }
 
 /* d_sink[h] = -sum exp(sink - lse) delta: one block a head. */
-WORD void backward_sink(const efficient_call &call) {
+WORD void backward_sink(const cuda_call &call) {
   __shared__ real part[EFFICIENT_THREADS];
   const attend_problem &p = call.problem;
   for (int64_t h = blockIdx.x; h < p.heads; h += gridDim.x) {

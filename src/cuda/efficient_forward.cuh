@@ -3,7 +3,7 @@
  * keys they see with the online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). Rows that came out NaN make the
  * block do its tile again, carefully: most inputs never pay for what hides behind their masks. */
 
-WORD void forward_tile(const efficient_call &call, const attend_slice &s, int64_t q0, int64_t column, const int columns,
+WORD void forward_tile(const cuda_call &call, const attend_slice &s, int64_t q0, int64_t column, const int columns,
                        bool careful, real (*sum)[MAX_COLUMNS / 16], real largest[ROWS], real total[ROWS],
                        tile_memory &m) {
   const attend_problem &p = call.problem;
@@ -38,7 +38,7 @@ WORD void forward_tile(const efficient_call &call, const attend_slice &s, int64_
   }
 }
 
-WORD void forward(const efficient_call &call, const int columns) {
+WORD void forward(const cuda_call &call, const int columns) {
   __shared__ tile_memory m;
   const attend_problem &p = call.problem;
   int64_t tiles = (p.q_len + QUERIES - 1) / QUERIES, chunks = (p.v_dim + columns - 1) / columns;
@@ -71,7 +71,7 @@ WORD void forward(const efficient_call &call, const int columns) {
 /* What the math back-end returns besides: scores at the stage asked for, probabilities from the lse that forward left
  * (in lse if the caller has one, else in the workspace). One thread a pair of a tile; hidden pairs are computed only
  * for a caller who asked to see their scores. */
-WORD void materialise(const efficient_call &call) {
+WORD void materialise(const cuda_call &call) {
   __shared__ tile_memory m;
   const attend_problem &p = call.problem;
   int64_t q_tiles = (p.q_len + QUERIES - 1) / QUERIES, k_tiles = (p.k_len + KEYS - 1) / KEYS;

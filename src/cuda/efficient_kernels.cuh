@@ -6,9 +6,9 @@
 #include "efficient_backward.cuh"
 
 #ifdef __CUDACC__
-#define CALL const __grid_constant__ efficient_call call
+#define CALL const __grid_constant__ cuda_call call
 #else
-#define CALL const efficient_call call
+#define CALL const cuda_call call
 #endif
 #define PASTE(a, b) a##_##b
 #define SUFFIXED(a, b) PASTE(a, b)

@@ -123,7 +123,7 @@ WORD slice_rows slice_rows_paged(const attend_matrix &m, const attend_slice &s, 
 /* Element offset of row j < end. */
 WORD int64_t slice_row_offset(const slice_rows &r, int64_t j) {
   if (!r.pages) return j * r.row;
-  int64_t page = slice_clamp(attend_page(r.pages, j / r.pages->block_size), r.block_count - 1);
+  int64_t page = slice_clamp(attend_page(r.pages, j), r.block_count - 1);
   return page * r.block + j % r.pages->block_size * r.row;
 }
 

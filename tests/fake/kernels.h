@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+/* The kernels of one element type, compiled for the emulator: each kernels_<type>.cpp includes their sources. */
+#ifndef FAKE_KERNELS_H
+#define FAKE_KERNELS_H
+
+#include "support/emulate.h"
+
+#include "cuda/call.h"
+
+struct fake_kernel {
+  const char *name;
+  void (*run)(const void *argument);
+};
+
+struct fake_kernels {
+  const fake_kernel *kernels;
+  int count;
+};
+fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_kernels_f64();
+
+#define FAKE_NAMED(name)                                                                                               \
+  {                                                                                                                    \
+#name, [](const void *argument) { name(*static_cast<const cuda_call *>(argument)); }                               \
+  }
+#define FAKES_EFFICIENT(type)                                                                                          \
+  FAKE_NAMED(forward_narrow_##type), FAKE_NAMED(forward_wide_##type), FAKE_NAMED(forward_materialise_##type),          \
+      FAKE_NAMED(backward_delta_kernel_##type), FAKE_NAMED(backward_keys_narrow_##type),                               \
+      FAKE_NAMED(backward_keys_wide_##type), FAKE_NAMED(backward_queries_narrow_##type),                               \
+      FAKE_NAMED(backward_queries_wide_##type), FAKE_NAMED(backward_bias_kernel_##type),                               \
+      FAKE_NAMED(backward_sink_kernel_##type)
+
+#endif

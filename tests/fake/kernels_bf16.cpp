@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: MIT */
+/* Kernels for bf16 on the emulator. */
+#include "fake/kernels.h"
+
+#include "cuda/efficient_bf16.cu"
+
+fake_kernels fake_kernels_bf16() {
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(bf16)};
+  return {kernels, sizeof kernels / sizeof *kernels};
+}

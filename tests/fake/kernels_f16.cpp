@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: MIT */
+/* Kernels for f16 on the emulator. */
+#include "fake/kernels.h"
+
+#include "cuda/efficient_f16.cu"
+
+fake_kernels fake_kernels_f16() {
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f16)};
+  return {kernels, sizeof kernels / sizeof *kernels};
+}

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: MIT */
+/* Kernels for f32 on the emulator. */
+#include "fake/kernels.h"
+
+#include "cuda/efficient_f32.cu"
+
+fake_kernels fake_kernels_f32() {
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f32)};
+  return {kernels, sizeof kernels / sizeof *kernels};
+}
