@@ -21,21 +21,32 @@ typedef struct backward_scratch {
   real *slope;   /* [rows, n]: of softcap */
   real *d_k, *d_v;
   unsigned char *seen;
-  double *d_bias; /* [rows, k_len] */
+  double *d_bias; /* bias_block_reals */
 } backward_scratch;
+
+/* An item of the bias gradient: at most MATH_ROWS rows of it (in ragged batches it may have more than p->q_len). */
+static int64_t bias_block_rows(const attend_problem *p, int64_t first) {
+  return p->bias_shape[2] - first < MATH_ROWS ? p->bias_shape[2] - first : MATH_ROWS;
+}
+static int64_t bias_block_count(const attend_problem *p) { return (p->bias_shape[2] + MATH_ROWS - 1) / MATH_ROWS; }
+static int64_t bias_block_reals(const attend_problem *p) {
+  return attend_has(p, OPERAND_D_BIAS) ? bias_block_rows(p, 0) * p->bias_shape[3] : 0;
+}
 
 size_t ENTRY(math_backward_bytes)(const attend_problem *p) {
   int64_t rows = block_rows(p);
   int64_t reals =
       key_block_reals(p) + rows * (2 * p->head_dim + p->v_dim + 3 * p->k_len) + p->k_len * (p->head_dim + p->v_dim);
-  return ((size_t)(rows * p->k_len) * (sizeof(double) + 1) + (size_t)reals * sizeof(real) + 256) / 256 * 256;
+  return ((size_t)bias_block_reals(p) * sizeof(double) + (size_t)(rows * p->k_len) + (size_t)reals * sizeof(real) +
+          256) /
+         256 * 256;
 }
 
 static backward_scratch scratch_of(const backward *w, int worker) {
   const attend_problem *p = w->p;
   int64_t rows = block_rows(p), dim = p->head_dim, v_dim = p->v_dim;
   backward_scratch t = {.d_bias = (double *)(void *)(w->workspace + (size_t)worker * ENTRY(math_backward_bytes)(p))};
-  t.keys = (real *)(void *)(t.d_bias + rows * p->k_len);
+  t.keys = (real *)(void *)(t.d_bias + bias_block_reals(p));
   t.q = t.keys + key_block_reals(p);
   t.d_out = t.q + rows * dim;
   t.d_q = t.d_out + rows * v_dim;
@@ -138,17 +149,14 @@ static void key_head(void *context, int worker, int64_t index) {
   if (s.d_v.data) put_rows(p, &s.d_v, 0, rows, v_dim, t.d_v);
 }
 
-/* A block of rows of the bias, or its only row, for one of its sequences and heads. */
-static int64_t bias_blocks(const attend_problem *p) { return p->bias_shape[2] == 1 ? 1 : block_count(p); }
-
 static void bias_rows(void *context, int worker, int64_t index) {
   const backward *w = context;
   const attend_problem *p = w->p;
   const int64_t *shape = p->bias_shape;
   backward_scratch t = scratch_of(w, worker);
-  int64_t i0 = index % bias_blocks(p) * MATH_ROWS, pair = index / bias_blocks(p);
+  int64_t i0 = index % bias_block_count(p) * MATH_ROWS, pair = index / bias_block_count(p);
   int64_t head = pair % shape[1], sequence = pair / shape[1];
-  int64_t rows = shape[2] == 1 ? 1 : p->q_len - i0 < MATH_ROWS ? p->q_len - i0 : MATH_ROWS, columns = shape[3];
+  int64_t rows = bias_block_rows(p, i0), columns = shape[3];
   for (int64_t x = 0; x < rows * columns; x++) t.d_bias[x] = 0;
 
   attend_slice s;
@@ -198,6 +206,6 @@ void ENTRY(math_backward)(const attend_problem *p, int threads, const attend_ope
   if (attend_has(p, OPERAND_D_Q) || attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V))
     attend_for_each(services, threads, p->batch * p->kv_heads, key_head, &w);
   if (attend_has(p, OPERAND_D_BIAS))
-    attend_for_each(services, threads, p->bias_shape[0] * p->bias_shape[1] * bias_blocks(p), bias_rows, &w);
+    attend_for_each(services, threads, p->bias_shape[0] * p->bias_shape[1] * bias_block_count(p), bias_rows, &w);
   if (attend_has(p, OPERAND_D_SINK)) attend_for_each(services, threads, p->heads, sink_head, &w);
 }
