@@ -195,8 +195,10 @@ static void sink_item(void *context, int worker, int64_t h) {
       }
     }
   }
-  attend_type type = p->layout[OPERAND_D_SINK].type;
-  attend_store(s.d_sink, 0, type, sum + (p->accumulate ? attend_load(s.d_sink, 0, type) : 0));
+  const attend_layout *l = &p->layout[OPERAND_D_SINK];
+  void *d_sink = c->operands->data[OPERAND_D_SINK]; /* not the slice's: of no sequence there is none */
+  double before = p->accumulate ? attend_load(d_sink, h * l->head, l->type) : 0;
+  attend_store(d_sink, h * l->head, l->type, sum + before);
 }
 
 #include "cpu/bias_gradient.inc.c"
