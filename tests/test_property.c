@@ -82,7 +82,7 @@ static void check_random(attend_direction direction) {
     attend_dtype dtype;
     const char *name;
   } types[] = {{{2, 32, 1}, "f32"}, {{2, 16, 1}, "f16"}, {{4, 16, 1}, "bf16"}, {{2, 64, 1}, "f64"}};
-  double seconds = from_environment("ATTEND_TEST_SECONDS", 15), end = now() + seconds;
+  double seconds = from_environment("ATTEND_TEST_SECONDS", 4), end = now() + seconds;
   uint64_t seed = (uint64_t)from_environment("ATTEND_TEST_SEED", 1);
   int failed = 0, problems = 0;
   int64_t checks = 0;

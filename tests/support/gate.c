@@ -109,7 +109,9 @@ gate_result check_gate(test_problem *p, attend_direction direction, const run_ou
       double error = largest_error(&naive[n].t[id], want);
       if (error > naive_error) naive_error = error;
     }
-    double allowed = (direction == ATTEND_FORWARD ? 2 : 3) * naive_error + 2 * ulp_at(tensor_type(want), largest);
+    /* In f64 the reference errs as much as what it judges: rounding s before exp alone costs |s| / 2 ulp on each side. */
+    double ulps = tensor_type(want) == TYPE_F64 ? 16 : 2;
+    double allowed = (direction == ATTEND_FORWARD ? 2 : 3) * naive_error + ulps * ulp_at(tensor_type(want), largest);
     for (int64_t i = 0; i < tensor_count(want); i++) {
       double x = tensor_get(got, i), y = tensor_get(want, i);
       bool good = isnan(y) ? isnan(x) : isinf(y) ? x == y : fabs(x - y) <= allowed;
