@@ -52,6 +52,15 @@ static double dot(const naive *n, int64_t count, const char *a, int64_t a_step, 
   return sum;
 }
 
+/* <dO, O>, in another order than <dO, V> is summed: where a row sees one key, O is V, and the difference of two equal
+ * sums would be 0 by luck. */
+static double delta_of(const naive *n, const attend_slice *s, int64_t i) {
+  naive other = *n;
+  other.order = (n->order + 1) % NAIVE_ORDERS;
+  return dot(&other, n->p->v_dim, s->d_out.data + i * s->d_out.row * (int64_t)attend_type_size(n->p->type), s->d_out.col,
+             s->out.data + i * s->out.row * (int64_t)attend_type_size(n->p->type), s->out.col);
+}
+
 static char *row_of(const naive *n, const attend_matrix *m, int64_t offset) {
   return m->data ? m->data + offset * (int64_t)attend_type_size(n->p->type) : NULL;
 }
@@ -151,7 +160,7 @@ static void gradients(const naive *n, const attend_slice *s, matrices *m) {
   for (int64_t i = 0; i < s->q_len; i++) {
     double lse = attend_load(s->lse, i * s->lse_row, p->layout[OPERAND_LSE].type);
     const char *d_out = row_of(n, &s->d_out, i * s->d_out.row);
-    double delta = dot(n, p->v_dim, d_out, s->d_out.col, row_of(n, &s->out, i * s->out.row), s->out.col);
+    double delta = delta_of(n, s, i);
     if (s->d_lse) delta = add(n, delta, -attend_load(s->d_lse, i * s->d_lse_row, p->layout[OPERAND_D_LSE].type));
     for (int64_t j = 0; j < s->k_len; j++) {
       int64_t x = i * s->k_len + j;
@@ -225,8 +234,7 @@ static void backward(const naive *n) {
           for (int64_t c = 0; s.d_q.data && c < dim; c++)
             put_gradient(n, s.d_q.data, i * s.d_q.row + c * s.d_q.col, p->type, d_q[c]);
           if (s.sink == -INFINITY) continue;
-          double delta = dot(n, v_dim, row_of(n, &s.d_out, i * s.d_out.row), s.d_out.col,
-                             row_of(n, &s.out, i * s.out.row), s.out.col);
+          double delta = delta_of(n, &s, i);
           if (s.d_lse) delta -= attend_load(s.d_lse, i * s.d_lse_row, p->layout[OPERAND_D_LSE].type);
           double lse = attend_load(s.lse, i * s.lse_row, p->layout[OPERAND_LSE].type);
           d_sink[h] = add(n, d_sink[h], -rounded(p->type, exp(s.sink - lse)) * delta);
