@@ -101,11 +101,13 @@ static attend_status check_tensor(checker *c, operand_id id) {
                          list(t->shape, t->ndim).s);
     empty = empty || shape[i] == 0;
   }
-  wide reach = 1; /* elements from the lowest address to the highest */
+  const wide too_far = (wide)1 << 100; /* and one more product fits beside it */
+  wide reach = 1;                      /* elements from the lowest address to the highest */
   for (int i = t->ndim - 1; i >= 0; i--) {
     strides[i] = t->strides ? t->strides[i] : compact;
-    if (__builtin_mul_overflow(compact, shape[i] ? shape[i] : 1, &compact)) compact = INT64_MAX, reach = (wide)1 << 100;
+    if (__builtin_mul_overflow(compact, shape[i] ? shape[i] : 1, &compact)) compact = INT64_MAX, reach = too_far;
     if (shape[i] > 1) reach += ((wide)shape[i] - 1) * (strides[i] < 0 ? -(wide)strides[i] : strides[i]);
+    if (reach > too_far) reach = too_far;
   }
   if (!empty && reach * size > INT64_MAX)
     return attend_fail(ATTEND_ERROR_SHAPE, "%s: shape %s with strides %s spans more than 2^63 bytes", name,
