@@ -55,9 +55,8 @@ static void bias_item(void *context, int worker, int64_t index) {
       for (int64_t i0 = row_block * GRADIENT_ROWS; i0 < i_end; i0 += GRADIENT_ROWS)
         for (int64_t j0 = key_block * KEY_CHUNK; j0 < j_end; j0 += KEY_CHUNK) add_bias_gradient(p, &s, i0, j0, &w);
     }
-  if (p->batch == 0 || p->heads == 0) return;
-  attend_slice_make(p, c->operands, sequence, head, &s);
-  attend_type type = p->layout[OPERAND_D_BIAS].type;
+  const attend_layout *to = &p->layout[OPERAND_D_BIAS]; /* not the slice's: of no sequence there is none */
+  void *d_bias = c->operands->data[OPERAND_D_BIAS];
   int64_t rows = shape[2] == 1 ? 1 : p->q_len - row_block * GRADIENT_ROWS;
   int64_t keys = shape[3] == 1 ? 1 : p->k_len - key_block * KEY_CHUNK;
   if (rows > GRADIENT_ROWS) rows = GRADIENT_ROWS;
@@ -68,7 +67,8 @@ static void bias_item(void *context, int worker, int64_t index) {
       for (int64_t y = j; y < (shape[3] == 1 ? KEY_CHUNK : j + 1); y++)
         for (int64_t x = i; x < (shape[2] == 1 ? GRADIENT_ROWS : i + 1); x++)
           sum += (double)w.d_bias[y * GRADIENT_ROWS + x];
-      int64_t at = (row_block * GRADIENT_ROWS + i) * s.d_bias.row + (key_block * KEY_CHUNK + j) * s.d_bias.col;
-      attend_store(s.d_bias.data, at, type, sum + (p->accumulate ? attend_load(s.d_bias.data, at, type) : 0));
+      int64_t at = sequence * to->batch + head * to->head + (row_block * GRADIENT_ROWS + i) * to->row +
+                   (key_block * KEY_CHUNK + j) * to->col;
+      attend_store(d_bias, at, to->type, sum + (p->accumulate ? attend_load(d_bias, at, to->type) : 0));
     }
 }
