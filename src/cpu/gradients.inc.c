@@ -16,7 +16,7 @@ typedef struct backward_scratch {
   real *q_t, *d_out_t, *d_q_t;             /* [GRADIENT_BLOCKS][dimension][TILE_LANES] */
   real *q_rows, *d_out_rows;               /* [GRADIENT_ROWS][dimension padded to lanes] */
   real *p, *ds, *factor, *visible, *slope; /* [GRADIENT_KEYS + TILE_ROWS][GRADIENT_ROWS] */
-  real *lse, *delta;                       /* [GRADIENT_ROWS] */
+  real *lse, *lse_low, *delta;             /* [GRADIENT_ROWS]; log2(e) lse is the sum of two: its size is the scores' */
   real *k, *v;                             /* [KEY_CHUNK][dimension padded to tile rows] */
   real *d_k, *d_v;                         /* [KEY_CHUNK + TILE_ROWS][dimension padded to lanes] */
   real *d_bias;                            /* [KEY_CHUNK][GRADIENT_ROWS] */
@@ -55,6 +55,7 @@ static backward_scratch backward_scratch_at(const attend_problem *p, char *base,
   w.visible = take(base, used, tile);
   w.slope = take(base, used, tile);
   w.lse = take(base, used, GRADIENT_ROWS);
+  w.lse_low = take(base, used, GRADIENT_ROWS);
   w.delta = take(base, used, GRADIENT_ROWS);
   w.k = take(base, used, KEY_CHUNK * d_padded);
   w.v = take(base, used, KEY_CHUNK * v_padded);
@@ -98,8 +99,10 @@ static gradient_rows load_gradient_rows(const attend_problem *p, const attend_sl
     load_delta(p, s, i0 + g, n, d_out, w->d_q_t, w->delta + g);
   }
   for (int l = 0; l < q.width; l++) {
-    real lse = l < rows ? (real)(LOG2_E * attend_load(s->lse, (i0 + l) * s->lse_row, p->layout[OPERAND_LSE].type)) : 0;
-    w->lse[l] = lse == -(real)INFINITY ? (real)INFINITY : lse; /* a row that sees nothing: 2^-inf */
+    double lse = l < rows ? LOG2_E * attend_load(s->lse, (i0 + l) * s->lse_row, p->layout[OPERAND_LSE].type) : 0;
+    if (lse == -INFINITY) lse = INFINITY; /* a row that sees nothing: 2^-inf */
+    w->lse[l] = (real)lse;
+    w->lse_low[l] = isinf(lse) ? 0 : (real)(lse - (double)w->lse[l]);
   }
   int64_t size = (int64_t)attend_type_size(p->type);
   for (int l = 0; l < rows; l++) {
@@ -147,7 +150,8 @@ static bool gradient_tile(const attend_problem *p, const attend_slice *s, const 
   for (int i = 0; i < keys; i++)
     for (int l = 0; l < q->width; l += LANES) {
       int at = i * q->width + l;
-      lanes probability = lanes_exp2(lanes_sub(lanes_load(w->p + at), lanes_load(w->lse + l)));
+      lanes power = lanes_sub(lanes_sub(lanes_load(w->p + at), lanes_load(w->lse + l)), lanes_load(w->lse_low + l));
+      lanes probability = lanes_exp2(power);
       lanes dp = lanes_load(w->ds + at), kept = probability;
       if (p->dropout_threshold) {
         dp = lanes_mul(dp, lanes_load(w->factor + at));
