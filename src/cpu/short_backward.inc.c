@@ -3,8 +3,9 @@
  *
  *   delta_i = sum_j P[j][i] dP[j][i] - dLSE_i          (dP after dropout)
  *
- * equals rowsum(dO * O) and O need not be read; then dS = P (dP - delta), and dQ, dK, dV leave in rows like O. An item
- * of work is SHORT_PAIRS pairs (sequence, key head); heads that share keys add to dK and dV in scratch, in order. */
+ * equals rowsum(dO * O), and the softmax is taken again from its own scores: neither O nor lse is read, and a row that
+ * sees one key has P = 1 and dS = 0 exactly. Then dS = P (dP - delta), and dQ, dK, dV leave in rows like O. An item of
+ * work is SHORT_PAIRS pairs (sequence, key head); heads that share keys add to dK and dV in scratch, in order. */
 
 typedef struct short_backward_context {
   const attend_problem *problem;
@@ -15,9 +16,9 @@ typedef struct short_backward_context {
 } short_backward_context;
 
 typedef struct short_backward_scratch {
-  real *q_t, *d_out_t;                           /* [dimension][SHORT_MAX] */
-  real *q, *k, *v, *d_out, *d_k, *d_v;           /* [SHORT_MAX][dimension padded] */
-  real *p, *ds, *factor, *slope, *visible, *lse; /* [SHORT_MAX][SHORT_MAX]; lse [SHORT_MAX] */
+  real *q_t, *d_out_t;                     /* [dimension][SHORT_MAX] */
+  real *q, *k, *v, *d_out, *d_k, *d_v;     /* [SHORT_MAX][dimension padded] */
+  real *p, *ds, *factor, *slope, *visible; /* [SHORT_MAX][SHORT_MAX] */
 } short_backward_scratch;
 
 static short_backward_scratch short_backward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
@@ -36,7 +37,6 @@ static short_backward_scratch short_backward_scratch_at(const attend_problem *p,
   w.factor = take(base, used, SHORT_MAX * SHORT_MAX);
   w.slope = take(base, used, SHORT_MAX * SHORT_MAX);
   w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
-  w.lse = take(base, used, SHORT_MAX);
   return w;
 }
 
@@ -52,25 +52,31 @@ static void short_gradient_tile(const attend_problem *p, const attend_slice *s, 
     real d_lse[LANES] = {0};
     for (int l = 0; s->d_lse && l < LANES && v + l < t->rows; l++)
       d_lse[l] = (real)attend_load(s->d_lse, (v + l) * s->d_lse_row, p->layout[OPERAND_D_LSE].type);
-    lanes lse = lanes_load(w->lse + v), delta = lanes_sub(lanes_zero(), lanes_load(d_lse));
+    lanes max = lanes_set1((real)(s->sink * LOG2_E)), sum = lanes_zero(), delta = lanes_zero();
+    for (int k = 0; k < t->keys; k++) max = lanes_max(lanes_load(w->p + k * t->width + v), max);
+    max = lanes_select(lanes_equal(max, lanes_set1(-(real)INFINITY)), lanes_zero(), max);
+    if (s->sink != -INFINITY) sum = lanes_exp2(lanes_sub(lanes_set1((real)(s->sink * LOG2_E)), max));
     for (int k = 0; k < t->keys; k++) {
       int at = k * t->width + v;
       lane_mask hidden = t->visible ? lanes_equal(lanes_load(t->visible + at), lanes_zero()) : mask_first(0);
-      lanes probability = lanes_select(hidden, lanes_zero(), lanes_exp2(lanes_sub(lanes_load(w->p + at), lse)));
+      lanes power = lanes_select(hidden, lanes_zero(), lanes_exp2(lanes_sub(lanes_load(w->p + at), max)));
       lanes dp = lanes_select(hidden, lanes_zero(), lanes_load(w->ds + at));
       if (dropout) dp = lanes_mul(dp, lanes_load(w->factor + at));
-      delta = lanes_fma(probability, dp, delta);
-      lanes_store(w->p + at, probability);
+      sum = lanes_add(sum, power);
+      delta = lanes_fma(power, dp, delta);
+      lanes_store(w->p + at, power);
       lanes_store(w->ds + at, dp);
     }
+    lanes share = lanes_select(lanes_equal(sum, lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), sum));
+    delta = lanes_sub(lanes_mul(delta, share), lanes_load(d_lse));
     for (int k = 0; k < t->keys; k++) {
       int at = k * t->width + v;
-      lanes probability = lanes_load(w->p + at);
+      lanes probability = lanes_mul(lanes_load(w->p + at), share);
       lanes ds = lanes_mul(probability, lanes_sub(lanes_load(w->ds + at), delta));
       if (t->softcap_slope) ds = lanes_mul(ds, lanes_load(t->softcap_slope + at));
       if (t->visible) ds = lanes_select(lanes_equal(lanes_load(t->visible + at), lanes_zero()), lanes_zero(), ds);
       lanes_store(w->ds + at, ds);
-      if (dropout) lanes_store(w->p + at, lanes_mul(probability, lanes_load(w->factor + at)));
+      lanes_store(w->p + at, dropout ? lanes_mul(probability, lanes_load(w->factor + at)) : probability);
     }
   }
 }
@@ -84,10 +90,6 @@ static void short_backward_head(const short_backward_context *c, const attend_sl
   for (int i = 0; i < SHORT_MAX; i++) {
     scale[i] = (real)p->scale;
     one[i] = 1;
-  }
-  for (int i = 0; i < width; i++) {
-    real lse = i < queries ? (real)(LOG2_E * attend_load(s->lse, i * s->lse_row, p->layout[OPERAND_LSE].type)) : 0;
-    w->lse[i] = lse == -(real)INFINITY ? (real)INFINITY : lse; /* a row that sees nothing: 2^-inf */
   }
   key_range range = visible_keys(p, s, 0, queries);
   key_rows q = short_rows(&s->q, queries, p->head_dim, p->type, w->q);
