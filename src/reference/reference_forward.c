@@ -62,7 +62,7 @@ static void forward_row(void *context, int worker, int64_t index) {
   for (int64_t c = 0; c < p->v_dim; c++) out[c] = 0;
   for (int64_t j = 0; j < s.k_len; j++) {
     bool allowed = reference_allowed(p, &s, i, j) && lse != -INFINITY;
-    double prob = allowed ? exp(scores[j] - lse) : 0;
+    double prob = allowed ? exp(scores[j] - shift) / sum : 0; /* exp(s - lse), without the rounding of lse */
     put(p, OPERAND_PROBS, &s.probs, i, j, prob);
     if (!allowed) continue;
     double weight = prob * reference_dropout(p, f->o, &s, i, j);
