@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The naive computation that the gate measures by: every matrix of the textbook formulas is materialised and rounded to
- * the element type, as a program without fused attention computes it. */
+ * the element type, as a program without fused attention computes it, in f32 between the roundings. */
 #include "support/gate.h"
 
 #include "api/api.h"
@@ -16,18 +16,19 @@ typedef struct naive {
 } naive;
 
 static double rounded(attend_type type, double x) {
+  if (type == TYPE_F64) return (double)(float)x;
   double memory = 0;
   attend_store(&memory, 0, type, x);
   return attend_load(&memory, 0, type);
 }
 
 /* x + y in the type that sums are kept in. */
-static double add(const naive *n, double x, double y) {
-  return n->p->type == TYPE_F64 ? x + y : (double)(float)(x + y);
-}
-static double multiply(const naive *n, double x, double y) {
-  return n->p->type == TYPE_F64 ? x * y : (double)(float)(x * y);
-}
+static double add(double x, double y) { return (double)(float)(x + y); }
+static double multiply(double x, double y) { return (double)(float)(x * y); }
+
+/* Odd orders take their exponentials in base 2, with log2(e) in the scale that is applied to Q. */
+static double base(const naive *n) { return n->order % 2 ? 1.4426950408889634 : 1; }
+static double power(const naive *n, double x) { return (double)(n->order % 2 ? exp2f((float)x) : expf((float)x)); }
 
 /* The index summed at step `step` of `count`: forwards, backwards, from the middle, odd ones first. */
 static int64_t in_order(const naive *n, int64_t step, int64_t count) {
@@ -43,13 +44,17 @@ static int64_t in_order(const naive *n, int64_t step, int64_t count) {
   }
 }
 
-static double dot(const naive *n, int64_t count, const char *a, int64_t a_step, const char *b, int64_t b_step) {
+/* Odd orders scale an operand and fuse the multiply and the add, even ones scale the sum. */
+static double dot(const naive *n, int64_t count, double scale, const char *a, int64_t a_step, const char *b,
+                  int64_t b_step) {
+  bool odd = n->order % 2;
   double sum = 0;
   for (int64_t step = 0; step < count; step++) {
     int64_t c = in_order(n, step, count);
-    sum = add(n, sum, multiply(n, attend_load(a, c * a_step, n->p->type), attend_load(b, c * b_step, n->p->type)));
+    double x = attend_load(a, c * a_step, n->p->type), y = attend_load(b, c * b_step, n->p->type);
+    sum = odd ? (double)(float)fma(multiply(x, (double)(float)scale), y, sum) : add(sum, multiply(x, y));
   }
-  return sum;
+  return odd ? sum : multiply(sum, scale);
 }
 
 /* <dO, O>, in another order than <dO, V> is summed: where a row sees one key, O is V, and the difference of two equal
@@ -57,8 +62,8 @@ static double dot(const naive *n, int64_t count, const char *a, int64_t a_step, 
 static double delta_of(const naive *n, const attend_slice *s, int64_t i) {
   naive other = *n;
   other.order = (n->order + 1) % NAIVE_ORDERS;
-  return dot(&other, n->p->v_dim, s->d_out.data + i * s->d_out.row * (int64_t)attend_type_size(n->p->type), s->d_out.col,
-             s->out.data + i * s->out.row * (int64_t)attend_type_size(n->p->type), s->out.col);
+  return dot(&other, n->p->v_dim, 1, s->d_out.data + i * s->d_out.row * (int64_t)attend_type_size(n->p->type),
+             s->d_out.col, s->out.data + i * s->out.row * (int64_t)attend_type_size(n->p->type), s->out.col);
 }
 
 static char *row_of(const naive *n, const attend_matrix *m, int64_t offset) {
@@ -93,26 +98,27 @@ static void scores(const naive *n, const attend_slice *s, matrices *m) {
     attend_visible_range(p, s, i, &first, &last);
     for (int64_t j = 0; j < s->k_len; j++) {
       int64_t x = i * s->k_len + j;
-      double score = multiply(n, p->scale,
-                              dot(n, p->head_dim, row_of(n, &s->q, i * s->q.row), s->q.col,
-                                  row_of(n, &s->k, attend_key_row(s, j)), s->k.col));
+      double score = dot(n, p->head_dim, base(n) * p->scale, row_of(n, &s->q, i * s->q.row), s->q.col,
+                         row_of(n, &s->k, attend_key_row(s, j)), s->k.col);
       score = rounded(p->type, score);
-      if (p->scores_stage == ATTEND_SCORES_RAW) put(s->scores, p->layout[OPERAND_SCORES].type, i, j, score);
+      if (p->scores_stage == ATTEND_SCORES_RAW) put(s->scores, p->layout[OPERAND_SCORES].type, i, j, score / base(n));
       m->slope[x] = 1;
       if (p->softcap > 0) {
-        double t = rounded(p->type, tanh(score / p->softcap));
+        double t = rounded(p->type, (double)tanhf((float)(score / base(n) / p->softcap)));
         m->slope[x] = 1 - t * t;
-        score = rounded(p->type, p->softcap * t);
+        score = rounded(p->type, base(n) * p->softcap * t);
       }
-      if (p->scores_stage == ATTEND_SCORES_SOFTCAP) put(s->scores, p->layout[OPERAND_SCORES].type, i, j, score);
+      if (p->scores_stage == ATTEND_SCORES_SOFTCAP)
+        put(s->scores, p->layout[OPERAND_SCORES].type, i, j, score / base(n));
       double bias = 0;
       if (s->bias.data)
         bias = attend_load(s->bias.data, i * s->bias.row + j * s->bias.col, p->layout[OPERAND_BIAS].type);
       bool masked = s->mask.data && attend_load(s->mask.data, i * s->mask.row + j * s->mask.col, TYPE_BOOL) == 0;
       m->seen[x] = j >= first && j < last && !masked && bias != -INFINITY;
       if (attend_has(p, OPERAND_ALIBI)) bias -= s->slope * fabs((double)(i + s->off - j));
-      m->s[x] = m->seen[x] ? rounded(p->type, score + bias) : -INFINITY;
-      if (p->scores_stage == ATTEND_SCORES_MASKED) put(s->scores, p->layout[OPERAND_SCORES].type, i, j, m->s[x]);
+      m->s[x] = m->seen[x] ? rounded(p->type, score + base(n) * bias) : -INFINITY;
+      if (p->scores_stage == ATTEND_SCORES_MASKED)
+        put(s->scores, p->layout[OPERAND_SCORES].type, i, j, m->s[x] / base(n));
     }
   }
 }
@@ -121,15 +127,15 @@ static void forward(const naive *n, const attend_slice *s, matrices *m) {
   const attend_problem *p = n->p;
   scores(n, s, m);
   for (int64_t i = 0; i < s->q_len; i++) {
-    double largest = s->sink;
+    double largest = base(n) * s->sink;
     const double *row = m->s + i * s->k_len;
     for (int64_t j = 0; j < s->k_len; j++) largest = row[j] > largest ? row[j] : largest;
-    double shift = largest == -INFINITY ? 0 : largest, sum = exp(s->sink - shift);
-    for (int64_t step = 0; step < s->k_len; step++) sum = add(n, sum, exp(row[in_order(n, step, s->k_len)] - shift));
-    double lse = shift + log(sum);
+    double shift = largest == -INFINITY ? 0 : largest, sum = power(n, base(n) * s->sink - shift);
+    for (int64_t step = 0; step < s->k_len; step++) sum = add(sum, power(n, row[in_order(n, step, s->k_len)] - shift));
+    double lse = shift / base(n) + log(sum);
     if (s->lse) attend_store(s->lse, i * s->lse_row, p->layout[OPERAND_LSE].type, lse);
     for (int64_t j = 0; j < s->k_len; j++) {
-      double prob = m->seen[i * s->k_len + j] ? rounded(p->type, exp(row[j] - shift) / sum) : 0;
+      double prob = m->seen[i * s->k_len + j] ? rounded(p->type, power(n, row[j] - shift) / sum) : 0;
       put(s->probs, p->layout[OPERAND_PROBS].type, i, j, prob);
       m->p[i * s->k_len + j] =
           prob * (p->dropout_threshold == 0 ? 1
@@ -144,9 +150,8 @@ static void forward(const naive *n, const attend_slice *s, matrices *m) {
       for (int64_t step = 0; step < s->k_len; step++) {
         int64_t j = in_order(n, step, s->k_len);
         if (m->seen[i * s->k_len + j])
-          out = add(n, out,
-                    multiply(n, m->p[i * s->k_len + j],
-                             attend_load(s->v.data, attend_value_row(s, j) + c * s->v.col, p->type)));
+          out = add(out, multiply(m->p[i * s->k_len + j],
+                                  attend_load(s->v.data, attend_value_row(s, j) + c * s->v.col, p->type)));
       }
       attend_store(s->out.data, i * s->out.row + c * s->out.col, p->type, out);
     }
@@ -161,19 +166,19 @@ static void gradients(const naive *n, const attend_slice *s, matrices *m) {
     double lse = attend_load(s->lse, i * s->lse_row, p->layout[OPERAND_LSE].type);
     const char *d_out = row_of(n, &s->d_out, i * s->d_out.row);
     double delta = delta_of(n, s, i);
-    if (s->d_lse) delta = add(n, delta, -attend_load(s->d_lse, i * s->d_lse_row, p->layout[OPERAND_D_LSE].type));
+    if (s->d_lse) delta = add(delta, -attend_load(s->d_lse, i * s->d_lse_row, p->layout[OPERAND_D_LSE].type));
     for (int64_t j = 0; j < s->k_len; j++) {
       int64_t x = i * s->k_len + j;
       if (!m->seen[x] || lse == -INFINITY) continue;
-      double keep = 1, prob = rounded(p->type, exp(m->s[x] - lse));
+      double keep = 1, prob = rounded(p->type, power(n, m->s[x] - multiply(base(n), lse)));
       if (p->dropout_threshold)
         keep = attend_dropout_draw(n->o.dropout_seed, n->o.dropout_offset, (uint32_t)s->b, (uint32_t)s->h, (uint64_t)i,
                                    (uint64_t)j) >= p->dropout_threshold
                    ? p->dropout_scale
                    : 0;
       m->d_p[x] = rounded(
-          p->type, keep * dot(n, p->v_dim, d_out, s->d_out.col, row_of(n, &s->v, attend_value_row(s, j)), s->v.col));
-      m->d_s[x] = rounded(p->type, prob * add(n, m->d_p[x], -delta));
+          p->type, keep * dot(n, p->v_dim, 1, d_out, s->d_out.col, row_of(n, &s->v, attend_value_row(s, j)), s->v.col));
+      m->d_s[x] = rounded(p->type, prob * add(m->d_p[x], -delta));
       m->p[x] = rounded(p->type, prob * keep);
     }
   }
@@ -189,7 +194,7 @@ static void weigh(const naive *n, int64_t count, const double *weight, const dou
       if (!seen[x]) continue;
       double w = slope ? rounded(n->p->type, weight[x] * slope[x] * n->p->scale) : weight[x];
       int64_t row = offset ? offset(s, at) : at * rows->row;
-      sums[c] = add(n, sums[c], multiply(n, w, attend_load(rows->data, row + c * rows->col, n->p->type)));
+      sums[c] = add(sums[c], multiply(w, attend_load(rows->data, row + c * rows->col, n->p->type)));
     }
 }
 
@@ -237,7 +242,7 @@ static void backward(const naive *n) {
           double delta = delta_of(n, &s, i);
           if (s.d_lse) delta -= attend_load(s.d_lse, i * s.d_lse_row, p->layout[OPERAND_D_LSE].type);
           double lse = attend_load(s.lse, i * s.lse_row, p->layout[OPERAND_LSE].type);
-          d_sink[h] = add(n, d_sink[h], -rounded(p->type, exp(s.sink - lse)) * delta);
+          d_sink[h] = add(d_sink[h], -rounded(p->type, power(n, base(n) * (s.sink - lse))) * delta);
         }
         free(d_q);
         for (int64_t x = 0; bias_count && x < s.q_len * n_keys; x++) {
@@ -246,7 +251,7 @@ static void backward(const naive *n) {
               (((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * shape[2] + (shape[2] == 1 ? 0 : i)) *
                   shape[3] +
               (shape[3] == 1 ? 0 : j);
-          d_bias[at] = add(n, d_bias[at], m.d_s[x]);
+          d_bias[at] = add(d_bias[at], m.d_s[x]);
         }
         matrices_free(&m);
       }
