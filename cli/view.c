@@ -32,12 +32,18 @@ static void dot(picture *p, int x, int y, int r, int g, int b) {
   at[0] = (unsigned char)r, at[1] = (unsigned char)g, at[2] = (unsigned char)b;
 }
 
-static void text(picture *p, int x, int y, const char *s) {
-  for (; *s; s++, x += CHAR_W) {
+/* From left to right, or upwards from (x, y). */
+static void text(picture *p, int x, int y, const char *s, bool upwards) {
+  for (int at = 0; *s; s++, at += CHAR_W) {
     int c = *s < 32 || *s > 126 ? '?' : *s;
     for (int row = 0; row < CHAR_H; row++)
       for (int column = 0; column < CHAR_W; column++)
-        if (font[(c - 32) / 16 * 9 + row][(c % 16) * CHAR_W + column] == '#') dot(p, x + column, y + row, 30, 30, 40);
+        if (font[(c - 32) / 16 * 9 + row][(c % 16) * CHAR_W + column] == '#') {
+          if (upwards)
+            dot(p, x + row, y - at - column, 30, 30, 40);
+          else
+            dot(p, x + at + column, y + row, 30, 30, 40);
+        }
   }
 }
 
@@ -94,12 +100,13 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
   int64_t longest = nq > nk ? nq : nk;
   int cell = longest <= 32 ? 10 : longest <= 64 ? 6 : longest <= 160 ? 3 : longest <= 400 ? 2 : 1;
   if (tokens && cell < CHAR_H + 1 && nq <= 64) cell = CHAR_H + 1;
+  bool tokens_below = cell > CHAR_H && cJSON_GetArraySize(tokens) >= nk;
   int label = tokens && cell > CHAR_H ? 11 * CHAR_W : 5 * CHAR_W, count = 0;
   for (int64_t h = 0; h < heads; h++) count += shown[h];
   int columns = (int)ceil(sqrt((double)count));
   if (columns < 1) columns = 1;
   int rows = (count + columns - 1) / columns, map_w = label + (int)nk * cell + GAP,
-      map_h = (int)nq * cell + 2 * CHAR_H + GAP + 4;
+      map_h = (int)nq * cell + CHAR_H + (tokens_below ? 11 * CHAR_W : CHAR_H) + GAP + 4;
   picture p = {.width = columns * map_w + 2 * GAP + BAR_W + 5 * CHAR_W, .height = rows * map_h + 3 * GAP + CHAR_H};
   if ((double)p.width * p.height > 1e9 || !(p.rgb = malloc((size_t)p.width * (size_t)p.height * 3))) {
     free(shown);
@@ -109,15 +116,15 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
   }
   memset(p.rgb, 255, (size_t)p.width * (size_t)p.height * 3);
   char line[256];
-  snprintf(line, sizeof line, "attention probabilities  %s%s batch %lld  (query down, key across)",
+  snprintf(line, sizeof line, "attention probabilities, query down, key across: %s %s batch %lld",
            r->tensors ? r->tensors : "", r->prefix, (long long)r->batch_shown);
-  text(&p, GAP, GAP, line);
+  text(&p, GAP, GAP, line, false);
   int at = 0;
   for (int64_t h = 0; h < heads; h++) {
     if (!shown[h]) continue;
     int x0 = GAP + at % columns * map_w + label, y0 = 2 * GAP + CHAR_H + at / columns * map_h;
     snprintf(line, sizeof line, "head %lld", (long long)h);
-    text(&p, x0, y0, line);
+    text(&p, x0, y0, line, false);
     y0 += CHAR_H + 3;
     for (int64_t i = 0; i < nq; i++)
       for (int64_t j = 0; j < nk; j++) {
@@ -135,16 +142,25 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
         snprintf(line, sizeof line, "%.10s", token);
       else
         snprintf(line, sizeof line, "%lld", (long long)i);
-      text(&p, x0 - (int)strlen(line) * CHAR_W - 3, y0 + (int)i * cell, line);
+      text(&p, x0 - (int)strlen(line) * CHAR_W - 3, y0 + (int)i * cell + (cell > CHAR_H ? (cell - CHAR_H) / 2 : 0),
+           line, false);
     }
-    for (int64_t j = 0; j < nk; j += (4 * CHAR_W + cell) / cell) {
-      snprintf(line, sizeof line, "%lld", (long long)j);
-      text(&p, x0 + (int)j * cell, y0 + (int)nq * cell + 2, line);
+    int below = y0 + (int)nq * cell + 3;
+    for (int64_t j = 0; j < nk; j += tokens_below ? 1 : (4 * CHAR_W + cell) / cell) {
+      const char *token = tokens_below ? cJSON_GetStringValue(cJSON_GetArrayItem(tokens, (int)j)) : NULL;
+      if (token)
+        snprintf(line, sizeof line, "%.10s", token);
+      else
+        snprintf(line, sizeof line, "%lld", (long long)j);
+      int x = x0 + (int)j * cell;
+      if (tokens_below)
+        text(&p, x + (cell - CHAR_H) / 2, below + (int)strlen(line) * CHAR_W, line, true);
+      else
+        text(&p, x, below, line, false);
     }
     at++;
   }
-  int bar_x = columns * map_w + GAP, bar_h = map_h - 2 * CHAR_H - GAP < 100 ? 100 : map_h - 2 * CHAR_H - GAP,
-      bar_y = 3 * GAP + CHAR_H;
+  int bar_x = columns * map_w + GAP, bar_h = nq * cell < 100 ? 100 : (int)nq * cell, bar_y = 3 * GAP + CHAR_H;
   if (bar_y + bar_h + CHAR_H > p.height) bar_h = p.height - bar_y - CHAR_H;
   for (int y = 0; y < bar_h; y++) {
     int red, green, blue;
@@ -154,7 +170,7 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
   const double ticks[] = {1, 0.5, 0.25, 0.1, 0};
   for (int i = 0; i < 5; i++) {
     snprintf(line, sizeof line, "%g", ticks[i]);
-    text(&p, bar_x + BAR_W + 4, bar_y + (int)((1 - sqrt(ticks[i])) * (bar_h - 1)) - CHAR_H / 2, line);
+    text(&p, bar_x + BAR_W + 4, bar_y + (int)((1 - sqrt(ticks[i])) * (bar_h - 1)) - CHAR_H / 2, line, false);
   }
   bool good = io_png_write(r->out, p.rgb, p.width, p.height, error);
   free(p.rgb);
