@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* What every stub of src/cpu/isa compiles, once it has defined ISA (the suffix of its entry points), TILE_ROWS and
- * TILE_VECTORS, and included a vocabulary. Only the entry points are not static. */
+ * TILE_VECTORS, and included a vocabulary and a tile word. Only the entry points are not static. */
 #include "cpu/features.h"
 #include "cpu/kernels.h"
 
@@ -12,11 +12,10 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define ENTRY(name) JOIN(name, ISA)
 
-#include "cpu/vec/element.h"
-#include "cpu/tile/fma.h"
 #include "cpu/pack.inc.c"
 #include "cpu/scores.inc.c"
 #include "cpu/forward.inc.c"
+#if TILE_TERMS == 1 /* with words of two elements there is only forward: the rest runs on multiply-adds */
 #include "cpu/gradients.inc.c"
 #include "cpu/backward.inc.c"
 #include "cpu/short.inc.c"
@@ -24,3 +23,4 @@
 #include "cpu/short_backward.inc.c"
 #include "cpu/decode_rows.inc.c"
 #include "cpu/decode.inc.c"
+#endif

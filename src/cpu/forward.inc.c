@@ -37,7 +37,7 @@ static real *take(char *base, int64_t *used, int64_t elements) {
 static forward_scratch forward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
   forward_scratch w;
   int64_t v_padded = round_up(p->v_dim, TILE_ROWS), k_padded = round_up(p->head_dim, TILE_ROWS);
-  w.q = take(base, used, QUERY_BLOCKS * p->head_dim * TILE_LANES);
+  w.q = take(base, used, QUERY_BLOCKS * round_up(p->head_dim, TILE_TERMS) * TILE_LANES);
   w.o = take(base, used, QUERY_BLOCKS * v_padded * TILE_LANES);
   w.s = take(base, used, (KEY_BLOCK + TILE_ROWS) * TILE_LANES);
   w.visible = take(base, used, KEY_BLOCK * TILE_LANES);
@@ -81,7 +81,7 @@ static void softmax_block(real *s, int keys, real *max, real *sum, real rescale[
 static void value_products(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p, int p_width,
                            const real rescale[TILE_LANES]) {
   for (int64_t d = 0; d < v_padded; d += TILE_ROWS) {
-    tile_sums sums = tile_product_columns(v->rows + d, v->row, p, p_width, keys);
+    tile_sums sums = tile_product_columns(v->rows + d, v->row, p, p_width, words(keys));
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
@@ -90,6 +90,15 @@ static void value_products(real *o, int64_t v_padded, const key_rows *v, int key
         lanes_store(at, lanes_fma(lanes_load(at), lanes_load(rescale + x * LANES), sums.c[r][x]));
       }
   }
+}
+
+/* Element d of value k. */
+static real value_of(const key_rows *v, int k, int64_t d) {
+  const real *word = v->rows + k / TILE_TERMS * v->row + d;
+  if (TILE_TERMS == 1) return *word;
+  uint16_t half[2 * sizeof(real) / sizeof(float)];
+  memcpy(half, word, sizeof(real));
+  return (real)attend_f32_from_bf16(half[k % 2]);
 }
 
 /* The same with each value that a lane may not see taken as 0: what NaN and Inf behind a mask need. */
@@ -101,7 +110,7 @@ static void value_products_careful(real *o, int64_t v_padded, const key_rows *v,
       for (int k = 0; k < keys; k++) {
         int at = k * p_width + x * LANES;
         lane_mask hidden = lanes_equal(lanes_load(visible + at), lanes_zero());
-        lanes value = lanes_select(hidden, lanes_zero(), lanes_set1(v->rows[k * v->row + d]));
+        lanes value = lanes_select(hidden, lanes_zero(), lanes_set1(value_of(v, k, d)));
         sum = lanes_fma(lanes_load(p + at), value, sum);
       }
       real *at = o + d * TILE_LANES + x * LANES;
@@ -123,7 +132,9 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
     range[g] = visible_keys(p, s, i0, n);
     if (range[g].first < range[g].last && range[g].first < begin) begin = range[g].first;
     if (range[g].last > end) end = range[g].last;
-    pack_transposed(w->q + g * p->head_dim * TILE_LANES, &s->q, i0, n, p->head_dim, score_factor(p), p->type);
+    real *q = w->q + g * round_up(p->head_dim, TILE_TERMS) * TILE_LANES;
+    pack_transposed(q, &s->q, i0, n, p->head_dim, TILE_TERMS == 1 ? score_factor(p) : 1, p->type);
+    make_words(q, p->head_dim);
     real sink = (real)(s->sink * LOG2_E);
     for (int l = 0; l < TILE_LANES; l++) {
       w->max[g * TILE_LANES + l] = sink;
@@ -140,6 +151,7 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
       int n = rows - g * TILE_LANES < TILE_LANES ? rows - g * TILE_LANES : TILE_LANES;
       int64_t j0 = k_first > range[g].first ? k_first : range[g].first;
       int64_t j1 = k_last < range[g].last ? k_last : range[g].last;
+      if (TILE_TERMS == 2 && j0 < j1) j0 -= (j0 - k_first) % 2; /* two values to a word: the first may be hidden */
       if (j0 >= j1) continue;
       int keys = (int)(j1 - j0);
       if (s->mask.data && mask_is_empty(s, i0, n, j0, keys)) continue;
@@ -147,20 +159,24 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
         k = load_key_rows(s, &s->k, false, k_first, (int)(k_last - k_first), p->head_dim, p->type, w->k);
         v = load_key_rows(s, &s->v, true, k_first, (int)(k_last - k_first), p->v_dim, p->type, w->v);
       }
-      key_rows k_tile = {k.rows + (j0 - k_first) * k.row, k.row}, v_tile = {v.rows + (j0 - k_first) * v.row, v.row};
+      key_rows k_tile = {k.rows + (j0 - k_first) * k.row, k.row},
+               v_tile = {v.rows + (j0 - k_first) / TILE_TERMS * v.row, v.row};
       score_tile tile = {
           .problem = p, .slice = s, .i0 = i0, .j0 = j0, .rows = n, .keys = keys, .width = TILE_LANES, .s = w->s};
       if (careful) tile.visible = w->visible;
       real rescale[TILE_LANES];
-      score_products(w->s, TILE_LANES, &k_tile, keys, w->q + g * p->head_dim * TILE_LANES, p->head_dim);
-      hidden |= score_passes(&tile, &range[g]);
+      score_products(w->s, TILE_LANES, &k_tile, keys, w->q + g * round_up(p->head_dim, TILE_TERMS) * TILE_LANES,
+                     words(p->head_dim), score_factor(p));
+      hidden |= score_passes(&tile, &range[g]) || keys % TILE_TERMS != 0;
       softmax_block(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
       if (p->dropout_threshold) dropout_pass(&tile, w->s, 1);
       real *o = w->o + g * v_padded * TILE_LANES;
       if (careful)
         value_products_careful(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale, w->visible);
-      else
+      else {
+        make_words(w->s, keys);
         value_products(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale);
+      }
     }
   }
   return hidden;

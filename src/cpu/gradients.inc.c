@@ -65,6 +65,26 @@ static backward_scratch backward_scratch_at(const attend_problem *p, char *base,
   return w;
 }
 
+/* The inverse of pack_row: elements from `index` on = scale * in, or += with `add`. */
+WORD void unpack_row_as(char *data, int64_t index, int64_t col, int64_t columns, const real *in, real scale, bool add,
+                        attend_type type) {
+  for (int64_t c = 0; c < columns; c += LANES) {
+    int width = columns - c < LANES ? (int)(columns - c) : LANES;
+    lanes x = lanes_mul(width == LANES ? lanes_load(in + c) : lanes_load_first(in + c, width), lanes_set1(scale));
+    if (add) x = lanes_add(pack_load(data, index + c * col, col, width, type), x);
+    pack_store(data, index + c * col, col, x, width, type);
+  }
+}
+static void unpack_row(char *data, int64_t index, int64_t col, int64_t columns, const real *in, real scale, bool add,
+                       attend_type type) {
+  if (type == TYPE_F16)
+    unpack_row_as(data, index, col, columns, in, scale, add, TYPE_F16);
+  else if (type == TYPE_BF16)
+    unpack_row_as(data, index, col, columns, in, scale, add, TYPE_BF16);
+  else
+    unpack_row_as(data, index, col, columns, in, scale, add, REAL_TYPE);
+}
+
 static bool all_finite(const real *x, int64_t n) {
   lanes sum = lanes_zero();
   int64_t i = 0;
@@ -139,8 +159,8 @@ static bool gradient_tile(const attend_problem *p, const attend_slice *s, const 
   if (may_hide) t.visible = w->visible;
   if (p->softcap > 0) t.softcap_slope = w->slope;
   for (int g = 0; g < q->width; g += TILE_LANES) {
-    score_products(w->p + g, q->width, &k, keys, w->q_t + g * p->head_dim, p->head_dim);
-    score_products(w->ds + g, q->width, &v, keys, w->d_out_t + g * p->v_dim, p->v_dim);
+    score_products(w->p + g, q->width, &k, keys, w->q_t + g * p->head_dim, p->head_dim, 1);
+    score_products(w->ds + g, q->width, &v, keys, w->d_out_t + g * p->v_dim, p->v_dim, 1);
   }
   score_passes(&t, &q->range);
   if (p->dropout_threshold) {

@@ -11,7 +11,9 @@
   attend_status attend_##operation##_##variant##_run_##stub(                                                           \
       const attend_problem *problem, const attend_choice *choice, const attend_operands *operands,                     \
       const attend_services *services, void *workspace, void *stream);
+#define DOT_FIRST 1
 #include "cpu/kernels.def"
+#undef DOT_FIRST
 #undef KERNEL
 
 #endif

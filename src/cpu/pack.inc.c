@@ -80,26 +80,6 @@ static void pack_row(real *out, const char *data, int64_t index, int64_t col, in
     pack_row_as(out, data, index, col, columns, padded, REAL_TYPE);
 }
 
-/* The inverse: elements from `index` on = scale * in, or += with `add`. */
-WORD void unpack_row_as(char *data, int64_t index, int64_t col, int64_t columns, const real *in, real scale, bool add,
-                        attend_type type) {
-  for (int64_t c = 0; c < columns; c += LANES) {
-    int width = columns - c < LANES ? (int)(columns - c) : LANES;
-    lanes x = lanes_mul(width == LANES ? lanes_load(in + c) : lanes_load_first(in + c, width), lanes_set1(scale));
-    if (add) x = lanes_add(pack_load(data, index + c * col, col, width, type), x);
-    pack_store(data, index + c * col, col, x, width, type);
-  }
-}
-static void unpack_row(char *data, int64_t index, int64_t col, int64_t columns, const real *in, real scale, bool add,
-                       attend_type type) {
-  if (type == TYPE_F16)
-    unpack_row_as(data, index, col, columns, in, scale, add, TYPE_F16);
-  else if (type == TYPE_BF16)
-    unpack_row_as(data, index, col, columns, in, scale, add, TYPE_BF16);
-  else
-    unpack_row_as(data, index, col, columns, in, scale, add, REAL_TYPE);
-}
-
 WORD void unpack_block(const attend_matrix *m, int64_t first, int rows, int64_t c, int width, const real *in, int v,
                        lanes factor, bool add, bool whole, attend_type type) {
   lanes x[LANES];

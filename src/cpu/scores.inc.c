@@ -178,9 +178,10 @@ static void dropout_pass(const score_tile *t, real *x, real scale) {
       }
 }
 
-/* S = rows of K (or V) times the packed B [terms][TILE_LANES], for `keys` rows, `width` apart; the last tile repeats
- * the last row and its surplus rows of S are never read: S has room for a multiple of TILE_ROWS. */
-static void score_products(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms) {
+/* S = scale * rows of K (or V) times the packed B [terms][TILE_LANES], for `keys` rows, `width` apart; the last tile
+ * repeats the last row and its surplus rows of S are never read: S has room for a multiple of TILE_ROWS. Where B
+ * carries the scale, `scale` is not applied. */
+static void score_products(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms, real scale) {
   for (int first = 0; first < keys; first += TILE_ROWS) {
     const real *a[TILE_ROWS];
 #pragma GCC unroll 16
@@ -189,23 +190,68 @@ static void score_products(real *s, int width, const key_rows *k, int keys, cons
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < TILE_VECTORS; v++) lanes_store(s + (first + r) * width + v * LANES, sums.c[r][v]);
+      for (int v = 0; v < TILE_VECTORS; v++) {
+        lanes x = TILE_TERMS == 1 ? sums.c[r][v] : lanes_mul(sums.c[r][v], lanes_set1(scale));
+        lanes_store(s + (first + r) * width + v * LANES, x);
+      }
   }
+}
+
+/* Rows of words in place of `rows` rows of elements [rows][TILE_LANES]: what the tile word reads as B. */
+static void make_words(real *x, int64_t rows) {
+  if (TILE_TERMS == 1) return;
+  for (int64_t r = 0; r < rows; r += 2)
+    for (int v = 0; v < TILE_LANES; v += LANES) {
+      const real *at = x + r * TILE_LANES + v;
+      lanes second = r + 1 < rows ? lanes_load(at + TILE_LANES) : lanes_zero();
+      lanes_store(x + r / 2 * TILE_LANES + v, tile_words(lanes_load(at), second));
+    }
 }
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+static int64_t words(int64_t elements) { return (elements + TILE_TERMS - 1) / TILE_TERMS; }
+
 /* Can the tile word read rows of this matrix in place? Columns that are read in tiles must be a multiple of them. */
-static bool readable_in_place(const attend_slice *s, const attend_matrix *m, int64_t columns, attend_type type) {
-  return type == REAL_TYPE && m->col == 1 && !s->pages.table && columns % TILE_ROWS == 0;
+static bool readable_in_place(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
+                              attend_type type) {
+  if (m->col != 1 || s->pages.table) return false;
+  if (TILE_TERMS == 1) return type == REAL_TYPE && columns % TILE_ROWS == 0;
+  return !is_value && columns % 2 == 0 && m->row % 2 == 0 && (uintptr_t)m->data % sizeof(real) == 0;
 }
 
-/* Rows j0 … j0 + keys - 1 of K or V (or what has their shape), in place or packed into `buffer`. */
+/* Words of bf16 rows: along a row for K, and for V of two rows at a time. */
+static void pack_bf16_words(real *out, const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0,
+                            int keys, int64_t columns, int64_t row) {
+  const uint16_t *base = (const uint16_t *)(const void *)m->data;
+  for (int k = 0; k < keys; k += is_value ? 2 : 1) {
+    const uint16_t *low = base + (is_value ? attend_value_row(s, j0 + k) : attend_key_row(s, j0 + k));
+    const uint16_t *high = is_value && k + 1 < keys ? base + attend_value_row(s, j0 + k + 1) : NULL;
+    int64_t count = is_value ? columns : words(columns);
+    for (int64_t c = 0; c < count; c++) {
+      uint32_t word = is_value ? low[c * m->col] : low[2 * c * m->col];
+      if (high)
+        word |= (uint32_t)high[c * m->col] << 16;
+      else if (!is_value && 2 * c + 1 < columns)
+        word |= (uint32_t)low[(2 * c + 1) * m->col] << 16;
+      memcpy(out + c, &word, sizeof word);
+    }
+    for (int64_t c = count; c < row; c++) out[c] = 0;
+    out += row;
+  }
+}
+
+/* Rows j0 … j0 + keys - 1 of K or V (or what has their shape) as words, in place or packed into `buffer`. */
 static key_rows load_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0, int keys,
                               int64_t columns, attend_type type, real *buffer) {
-  if (readable_in_place(s, m, columns, type)) {
-    const void *first = m->data + j0 * m->row * (int64_t)sizeof(real);
-    return (key_rows){first, m->row};
+  if (readable_in_place(s, m, is_value, columns, type)) {
+    const void *first = m->data + j0 * m->row * (int64_t)attend_type_size(type);
+    return (key_rows){first, m->row / TILE_TERMS};
+  }
+  if (TILE_TERMS == 2) {
+    int64_t row = is_value ? round_up(columns, TILE_ROWS) : words(columns);
+    pack_bf16_words(buffer, s, m, is_value, j0, keys, columns, row);
+    return (key_rows){buffer, row};
   }
   int64_t padded = round_up(columns, TILE_ROWS);
   for (int k = 0; k < keys; k++) {

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT */
+/* The tile word in AVX512-BF16 dot products: a word of 32 bits holds two bf16, neighbours along the sum, so that the
+ * broadcasts and loads are those of fma.h and each step does two products. A word travels as a `real`. */
+#ifndef ATTEND_TILE_BF16DOT_H
+#define ATTEND_TILE_BF16DOT_H
+
+#define TILE_TERMS 2
+
+WORD lanes tile_step(lanes x, lanes y, lanes sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y); }
+/* first in the low halves, second in the high ones, rounded to nearest even. */
+WORD lanes tile_words(lanes first, lanes second) {
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (lanes)_mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+
+#include "cpu/tile/product.h"
+
+#endif
