@@ -73,9 +73,8 @@ WORD void backward_raw(real d_scores[ROWS][COLS], real d_capped[ROWS][COLS], con
 
 /* ---- dK, dV ---- */
 
-WORD void keys_tile(const cuda_call &call, int64_t b, int64_t kv_head, int64_t k0, int64_t column,
-                    const int columns, bool careful, real (*d_k)[MAX_COLUMNS / 16], real (*d_v)[MAX_COLUMNS / 16],
-                    tile_memory &m) {
+WORD void keys_tile(const cuda_call &call, int64_t b, int64_t kv_head, int64_t k0, int64_t column, const int columns,
+                    bool careful, real (*d_k)[MAX_COLUMNS / 16], real (*d_v)[MAX_COLUMNS / 16], tile_memory &m) {
   const attend_problem &p = call.problem;
   int64_t group = p.heads / p.kv_heads, key_rows;
   for (int o = 0; o < COLS; o++)

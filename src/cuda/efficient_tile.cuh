@@ -7,7 +7,7 @@
  * all banks. hidden[inner][owner] says which weights belong to pairs that may not see each other: a careful product
  * leaves them out instead of multiplying by 0, as NaN and Inf behind a mask require. */
 #include "efficient.h"
-#include "slice.cuh"
+#include "pair.cuh"
 
 enum {
   DEPTH = EFFICIENT_DEPTH,
@@ -27,34 +27,6 @@ struct tile_memory {
   real weights[QUERIES * KEYS];
   uint8_t hidden[QUERIES * KEYS];
 };
-
-WORD real load_element(const char *data, int64_t at) {
-  if (ELEMENT == TYPE_F64) return (real)((const double *)data)[at];
-  return (real)slice_load_f32(data, at, ELEMENT);
-}
-WORD void store_element(char *data, int64_t at, attend_type type, real x) {
-  if (type == TYPE_F64)
-    ((double *)data)[at] = x;
-  else if (type == TYPE_F32)
-    ((float *)data)[at] = (float)x;
-  else
-    ((uint16_t *)data)[at] = (uint16_t)(type == TYPE_BF16 ? word_pack_bf16((float)x, 0) : word_pack_f16((float)x, 0));
-}
-WORD real load_any(const char *data, int64_t at, attend_type type) {
-  return type == TYPE_F64 ? (real)((const double *)data)[at] : (real)slice_load_f32(data, at, type);
-}
-/* A gradient: x, or += x. */
-WORD void put_element(const attend_problem &p, char *data, int64_t at, attend_type type, real x) {
-  store_element(data, at, type, p.accumulate ? load_any(data, at, type) + x : x);
-}
-
-/* exp(x) for x <= 0 (or NaN). */
-WORD real exp_of(real x) {
-  if (ELEMENT == TYPE_F64) return (real)exp((double)x);
-  return (real)word_exp2((float)x * 1.44269504f);
-}
-
-WORD real max_of(real a, real b) { return a > b ? a : b; }
 
 /* Sum and maximum over the 16 threads of a row of the tile, in a fixed order; all get the result. */
 WORD real shuffle_xor(real x, int lanes) {
@@ -164,35 +136,6 @@ WORD void tile_put_weights(real w[ROWS][COLS], const bool visible[ROWS][COLS], c
       m.weights[at] = w[r][c];
       m.hidden[at] = !visible[r][c];
     }
-}
-
-/* One score on its way. */
-struct pair_score {
-  real raw, capped, biased, d_capped;
-};
-WORD pair_score score_of(const attend_problem &p, const attend_slice &s, int64_t i, int64_t j, real dot) {
-  pair_score x;
-  x.raw = x.capped = (real)p.scale * dot;
-  x.d_capped = 1;
-  if (p.softcap > 0) {
-    real t = ELEMENT == TYPE_F64 ? (real)tanh((double)x.raw / p.softcap) : (real)tanhf((float)x.raw / (float)p.softcap);
-    x.capped = (real)p.softcap * t;
-    x.d_capped = 1 - t * t;
-  }
-  x.biased = x.capped;
-  if (s.bias.data) x.biased += load_any(s.bias.data, i * s.bias.row + j * s.bias.col, p.layout[OPERAND_BIAS].type);
-  if (s.slope != 0) {
-    int64_t distance = i + s.off - j;
-    x.biased -= (real)s.slope * (real)(distance < 0 ? -distance : distance);
-  }
-  return x;
-}
-
-/* May query i see key j, given that [lo, hi) of attend_visible_range holds j? */
-WORD bool unmasked(const attend_problem &p, const attend_slice &s, int64_t i, int64_t j) {
-  if (s.mask.data && !s.mask.data[i * s.mask.row + j * s.mask.col]) return false;
-  return !s.bias.data ||
-         load_any(s.bias.data, i * s.bias.row + j * s.bias.col, p.layout[OPERAND_BIAS].type) != (real)-INFINITY;
 }
 
 /* scores[r][c] of the tile at (q0, k0) from its dot products; hidden pairs get -inf. d_capped may be NULL. */

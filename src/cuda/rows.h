@@ -5,6 +5,7 @@
 
 #include "../api/problem.h"
 
+attend_kernel_table cuda_short_rows(void);
 attend_kernel_table cuda_efficient_rows(void);
 
 #endif

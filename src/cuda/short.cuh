@@ -1,70 +1,202 @@
 /* SPDX-License-Identifier: MIT */
-/* Short sequences (Nq, Nk <= 32), f16 and bf16: what forward and backward share.
+/* Short sequences (at most 32 queries and keys), f16 and bf16: what forward and backward share.
  *
  * The floor is memory: a pair (b, h) of N = 5, D = 64 moves 2560 bytes forward for 3200 multiply-adds. So a warp owns a
- * tile of 16 or 32 rows, everything lives in registers, and nothing passes through shared memory: the k index of a matrix
- * product may be permuted if both operands agree, and so may the n index if the output is stored accordingly. Hence
- *   - "row" fragments (both operands of Q K^T and dO V^T): lane (g, t) loads 16 bytes at columns 8t of row g. The eight
- *     elements serve two k-steps.
- *   - "column" fragments (V of P V, K of dS K …): lane (g, t) loads 16 bytes at columns 8g of rows 2t, 2t+1, 2t+8, 2t+9;
- *     byte permutes pair up two rows; n-tile e holds columns 8n + e, so the accumulators of a lane are 16 neighbouring
- *     columns of a row, and are stored as two 16-byte words.
- * With Nq, Nk <= 8 a tile holds two pairs, in rows 0-7 and 8-15: their cross products are computed and ignored.
- * (Rejected: ldmatrix through shared memory, which costs a write, a barrier and a read for each byte.) */
-#ifndef ATTEND_SHORT_CUH
-#define ATTEND_SHORT_CUH
+ * tile of 16 or 32 rows, all of it in registers; with at most 8 queries and keys a tile holds two pairs, whose cross
+ * products are computed and hidden. A tile whose product came out NaN is done again, carefully. */
+#ifndef ATTEND_CUDA_SHORT_CUH
+#define ATTEND_CUDA_SHORT_CUH
 
-#include "../api/problem.h"
-#include "ptx.h"
+#include "fragment.cuh"
+#include "short.h"
 
-enum { SHORT_WARPS = 4 }; /* a block; nothing is shared between its warps */
+#define LOG2_E 1.44269504f
+#define LN_2 0.693147181f
 
-/* One (batch, head). Row addresses are base + i * row, in bytes. */
-struct short_pair {
-  bool exists;
-  int64_t b, h, kv_head, q_batch, k_batch, q_first, k_first; /* element offsets follow from these */
-  int q_len, k_len, off;
+/* What an entry point fixes: tiles of 16 rows (1, 2), pairs in a tile (1, 2), and whether all options are there. Passed
+ * as constants to always-inline bodies. */
+struct short_kind {
+  int tiles, pairs;
+  bool general;
 };
 
-static __device__ __forceinline__ int64_t short_index(const attend_problem &p, const attend_operands &o, operand_id id,
-                                                      int64_t i) {
-  int64_t at = i * p.layout[id].batch;
-  return p.layout[id].type == TYPE_I64 ? ((const int64_t *)o.data[id])[at] : ((const int32_t *)o.data[id])[at];
+/* One (sequence, head); key_rows: rows of K that it owns, those from kv_len on included, which get gradients of 0. */
+struct short_sequence : attend_slice {
+  int64_t key_rows;
+};
+
+/* As slice_matrix, for 16-bit elements of dense tensors. */
+WORD attend_matrix short_matrix(const cuda_call &call, operand_id id, uint32_t b, uint32_t h) {
+  const attend_layout &l = call.problem.layout[id];
+  attend_matrix m = {(char *)call.operands.data[id], l.row, 1};
+  if (m.data) m.data += 2 * ((int64_t)b * l.batch + (int64_t)h * l.head);
+  return m;
 }
 
-static __device__ __forceinline__ int short_clamp(int64_t x, int64_t most) {
-  return (int)(x < 0 ? 0 : x > most ? most : x);
-}
-
-/* Pair number `number` of batch x heads; head varies fastest. */
-static __device__ __forceinline__ short_pair short_pair_at(const attend_problem &p, const attend_operands &o,
-                                                           uint32_t number, const bool general) {
-  short_pair s = {};
-  uint32_t heads = (uint32_t)p.heads, b = number / heads, h = number - b * heads;
-  s.exists = b < p.batch;
-  s.b = b, s.h = h;
-  s.kv_head = p.heads == p.kv_heads ? h : h / (uint32_t)(p.heads / p.kv_heads);
-  s.q_batch = s.k_batch = b;
-  s.q_len = (int)p.q_len, s.k_len = (int)p.k_len;
-  if (general && s.exists) {
-    if (p.ragged_q) { /* a bad offset moves the rows, but never outside the tensor */
-      s.q_first = short_index(p, o, OPERAND_Q_OFFSETS, b);
-      s.q_first = s.q_first < 0 ? 0 : s.q_first > p.q_total ? p.q_total : s.q_first;
-      int64_t room = p.q_total - s.q_first;
-      s.q_len = short_clamp(short_index(p, o, OPERAND_Q_OFFSETS, b + 1) - s.q_first, p.q_len < room ? p.q_len : room);
-      s.q_batch = 0;
-    }
-    if (p.ragged_k) {
-      s.k_first = short_index(p, o, OPERAND_K_OFFSETS, b);
-      s.k_first = s.k_first < 0 ? 0 : s.k_first > p.k_total ? p.k_total : s.k_first;
-      int64_t room = p.k_total - s.k_first;
-      s.k_len = short_clamp(short_index(p, o, OPERAND_K_OFFSETS, b + 1) - s.k_first, p.k_len < room ? p.k_len : room);
-      s.k_batch = 0;
-    }
-    if (attend_has(&p, OPERAND_KV_LEN)) s.k_len = short_clamp(short_index(p, o, OPERAND_KV_LEN, b), s.k_len);
+/* Pair `number` of batch x heads, head fastest; past the last, one without rows. `heads`: of Q, or of K where a tile
+ * owns a head of K and goes through the heads that share it, of which this is number `member`. */
+WORD short_sequence short_slice(const cuda_call &call, uint32_t number, uint32_t heads, uint32_t member,
+                                const short_kind kind) {
+  const attend_problem &p = call.problem;
+  const attend_operands &o = call.operands;
+  short_sequence s = {};
+  uint32_t b = number / heads, h = number - b * heads, kv_head = h;
+  if (b >= (uint32_t)p.batch) return s;
+  if (heads != p.heads) h = h * (uint32_t)(p.heads / p.kv_heads) + member;
+  if (kind.general) {
+    (attend_slice &)s = slice_make(p, o, b, h, s.key_rows);
+    return s;
   }
-  s.off = p.top_left ? 0 : s.k_len - s.q_len;
+  if (p.heads != p.kv_heads) kv_head = h / ((uint32_t)p.heads / (uint32_t)p.kv_heads);
+  s.q_len = p.q_len, s.k_len = s.key_rows = p.k_len, s.off = p.top_left ? 0 : p.k_len - p.q_len;
+  s.q = short_matrix(call, OPERAND_Q, b, h);
+  s.k = short_matrix(call, OPERAND_K, b, kv_head);
+  s.v = short_matrix(call, OPERAND_V, b, kv_head);
+  if (p.direction == ATTEND_FORWARD) {
+    const attend_layout &lse = p.layout[OPERAND_LSE];
+    s.out = short_matrix(call, OPERAND_OUT, b, h);
+    s.lse = (char *)o.data[OPERAND_LSE];
+    if (s.lse) s.lse += 4 * ((int64_t)b * lse.batch + (int64_t)h * lse.head);
+    s.lse_row = lse.row;
+  } else {
+    s.d_out = short_matrix(call, OPERAND_D_OUT, b, h);
+    s.d_q = short_matrix(call, OPERAND_D_Q, b, h);
+    s.d_k = short_matrix(call, OPERAND_D_K, b, kv_head);
+    s.d_v = short_matrix(call, OPERAND_D_V, b, kv_head);
+  }
+  s.sink = -INFINITY;
   return s;
+}
+
+/* Which pair of the tile rows 8n .. 8n+7 belong to, and this lane's row of them within it. */
+WORD int short_pair(int n, const short_kind kind) { return kind.pairs == 2 ? n : 0; }
+WORD int short_row(int n, const short_kind kind) { return (kind.pairs == 2 ? 0 : 8 * n) + lane_row(); }
+
+/* Blocks of all rows of the tile, 64 columns from column 64 * chunk on, of one matrix: `matrix(slice)` says which. */
+enum short_operand_id { SHORT_Q, SHORT_K, SHORT_V, SHORT_D_OUT, SHORT_OUT, SHORT_D_Q, SHORT_D_K, SHORT_D_V };
+WORD const attend_matrix &short_select(const attend_slice &s, const short_operand_id m) {
+  return m == SHORT_Q     ? s.q
+         : m == SHORT_K   ? s.k
+         : m == SHORT_V   ? s.v
+         : m == SHORT_OUT ? s.out
+         : m == SHORT_D_Q ? s.d_q
+         : m == SHORT_D_K ? s.d_k
+         : m == SHORT_D_V ? s.d_v
+                          : s.d_out;
+}
+WORD void short_load(block x[4], const short_sequence s[2], const short_operand_id which, int chunk, int columns,
+                     const short_kind kind) {
+  bool keys = which == SHORT_K || which == SHORT_V;
+  UNROLLED
+  for (int n = 0; n < 2 * kind.tiles; n++) {
+    const short_sequence &own = s[short_pair(n, kind)];
+    const attend_matrix &m = short_select(own, which);
+    int row = short_row(n, kind);
+    x[n] = block_load(m.data + 2 * ((int64_t)row * m.row + 64 * chunk), row < (int)(keys ? own.k_len : own.q_len),
+                      columns - 64 * chunk);
+  }
+}
+/* The rows 16m .. 16m+15 of a product. */
+WORD void short_store(const float c[8][4], const short_sequence s[2], const short_operand_id which, int m,
+                      int64_t chunk, int64_t columns, const float factor[2], bool accumulate, const short_kind kind) {
+  bool keys = which == SHORT_D_K || which == SHORT_D_V;
+  UNROLLED
+  for (int half = 0; half < 2; half++) {
+    const short_sequence &own = s[short_pair(half, kind)];
+    const attend_matrix &to = short_select(own, which);
+    int row = short_row(2 * m + half, kind);
+    block x = block_of(c, half, factor[half]);
+    bool exists = to.data && row < (int)(keys ? own.key_rows : own.q_len);
+    char *at = to.data + 2 * ((int64_t)row * to.row + 64 * chunk);
+    if (kind.general && accumulate)
+      block_store(at, exists, columns - 64 * chunk, x, true);
+    else
+      block_store(at, exists, columns - 64 * chunk, x, false);
+  }
+}
+
+/* The scores of one query: those of this lane's keys. key(n, e) = 8n + 2t + e, or 2t + e where pairs share a tile. */
+struct short_scores {
+  float x[4][2];        /* scores in units of log 2, then weights */
+  float d_capped[4][2]; /* general */
+  uint32_t seen;        /* bit 2n + e: the query may see the key */
+};
+
+/* Scores of row (m, half) from its dot products. */
+WORD short_scores short_finish(const float c[4][4], int m, const int half, const attend_slice &s,
+                               const attend_problem &p, const short_kind kind) {
+  short_scores r;
+  int i = short_row(2 * m + half, kind);
+  int64_t first = 0, last = 0;
+  if (kind.general) {
+    if (i < s.q_len) attend_visible_range(&p, &s, i, &first, &last);
+  } else if (i < (int)s.q_len)
+    last = p.causal && i + (int)s.off + 1 < (int)s.k_len ? i + (int)s.off + 1 : (int)s.k_len;
+  float unit = (float)p.scale * LOG2_E;
+  r.seen = 0;
+  UNROLLED
+  for (int n = 0; n < 2 * kind.tiles; n++) UNROLLED
+  for (int e = 0; e < 2; e++) {
+    r.x[n][e] = -INFINITY;
+    r.d_capped[n][e] = 1;
+    if (kind.pairs == 2 && n != half) continue; /* the other pair's keys */
+    int j = (kind.pairs == 2 ? 0 : 8 * n) + 2 * lane_column() + e;
+    bool seen = j < (int)last;
+    if (kind.general) seen = seen && j >= (int)first && unmasked(p, s, i, j);
+    if (seen) r.seen |= 1u << (2 * n + e);
+    float dot = c[n][2 * half + e];
+    if (!kind.general)
+      r.x[n][e] = seen ? dot * unit : -INFINITY;
+    else if (seen) {
+      pair_score score = score_of(p, s, i, j, dot);
+      r.x[n][e] = score.biased * LOG2_E;
+      r.d_capped[n][e] = score.d_capped;
+    }
+  }
+  return r;
+}
+
+/* Softmax of a row, not divided by its sum: weights into x. Returns the sum; `shift` is what was subtracted. */
+WORD float short_softmax(short_scores &r, const attend_slice &s, float &shift, const short_kind kind) {
+  float most = kind.general ? (float)s.sink * LOG2_E : -INFINITY, sum = 0;
+  float sink = most;
+  UNROLLED
+  for (int n = 0; n < 2 * kind.tiles; n++) most = max_of(max_of(r.x[n][0], r.x[n][1]), most);
+  most = quad_max(most);
+  shift = most == -INFINITY ? 0 : most;
+  UNROLLED
+  for (int n = 0; n < 2 * kind.tiles; n++) UNROLLED
+  for (int e = 0; e < 2; e++) sum += r.x[n][e] = word_exp2(r.x[n][e] - shift);
+  sum = quad_sum(sum);
+  return kind.general ? sum + word_exp2(sink - shift) : sum;
+}
+
+/* keep(...) as bits like `seen`: one draw serves the 32 keys of a row, of which this lane has those of one counter. */
+WORD uint32_t short_keep(const attend_problem &p, const attend_slice &s, int m, const int half, const short_kind kind) {
+  uint32_t counter[4] = {(uint32_t)lane_column(), 0, (uint32_t)short_row(2 * m + half, kind), 0}, word[4], keep = 0;
+  attend_philox(counter, s.dropout_key, word);
+  UNROLLED
+  for (int n = 0; n < 2 * kind.tiles; n++) {
+    uint32_t draw = word[kind.pairs == 2 ? 0 : n];
+    if ((draw & 0xFFFF) >= p.dropout_threshold) keep |= 1u << (2 * n);
+    if (draw >> 16 >= p.dropout_threshold) keep |= 2u << (2 * n);
+  }
+  return keep;
+}
+
+/* Keys 16k .. 16k+15 of two rows as operand A; and 1 where they are seen, in the same arrangement. */
+WORD void short_operand(uint32_t a[4], const short_scores &top, const short_scores &bottom, int k) {
+  a[0] = pack(top.x[2 * k][0], top.x[2 * k][1]);
+  a[1] = pack(bottom.x[2 * k][0], bottom.x[2 * k][1]);
+  a[2] = pack(top.x[2 * k + 1][0], top.x[2 * k + 1][1]);
+  a[3] = pack(bottom.x[2 * k + 1][0], bottom.x[2 * k + 1][1]);
+}
+WORD void short_allowed(uint32_t a[4], uint32_t top, uint32_t bottom, int k) {
+  top >>= 4 * k, bottom >>= 4 * k;
+  a[0] = (top & 1) | (top >> 1 & 1) << 16;
+  a[1] = (bottom & 1) | (bottom >> 1 & 1) << 16;
+  a[2] = (top >> 2 & 1) | (top >> 3 & 1) << 16;
+  a[3] = (bottom >> 2 & 1) | (bottom >> 3 & 1) << 16;
 }
 
 #endif

@@ -29,4 +29,11 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(backward_queries_wide_##type), FAKE_NAMED(backward_bias_kernel_##type),                               \
       FAKE_NAMED(backward_sink_kernel_##type)
 
+#define FAKES_SHORT(type)                                                                                              \
+  FAKE_NAMED(short_forward_8_##type), FAKE_NAMED(short_forward_16_##type), FAKE_NAMED(short_forward_32_##type),        \
+      FAKE_NAMED(short_backward_8_##type), FAKE_NAMED(short_backward_16_##type), FAKE_NAMED(short_backward_32_##type), \
+      FAKE_NAMED(short_forward_general_8_##type), FAKE_NAMED(short_forward_general_16_##type),                         \
+      FAKE_NAMED(short_forward_general_32_##type), FAKE_NAMED(short_backward_general_8_##type),                        \
+      FAKE_NAMED(short_backward_general_16_##type), FAKE_NAMED(short_backward_general_32_##type)
+
 #endif

@@ -3,8 +3,9 @@
 #include "fake/kernels.h"
 
 #include "cuda/efficient_bf16.cu"
+#include "cuda/short_bf16.cu"
 
 fake_kernels fake_kernels_bf16() {
-  static const fake_kernel kernels[] = {FAKES_EFFICIENT(bf16)};
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(bf16), FAKES_SHORT(bf16)};
   return {kernels, sizeof kernels / sizeof *kernels};
 }

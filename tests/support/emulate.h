@@ -71,6 +71,8 @@ WORD uint32_t word_bits_from_f32(float f) {
   return x;
 }
 WORD float word_exp2(float x) { return exp2f(x); }
+WORD float word_log2(float x) { return log2f(x); }
+WORD float word_reciprocal(float x) { return 1 / x; }
 WORD uint32_t word_shuffle(uint32_t x, int lane) { return emulate_from<uint32_t>(emulate_exchange(&x, 4), lane); }
 WORD uint32_t word_shuffle_xor(uint32_t x, int lanes) { return word_shuffle(x, emulate_lane() ^ lanes); }
 WORD float word_shuffle_xor_f32(float x, int lanes) {
@@ -125,6 +127,7 @@ WORD uint4 word_load(const void *p) {
   return r;
 }
 WORD uint4 word_load_once(const void *p) { return word_load(p); }
+WORD uint4 word_load_once_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD void word_store_once(void *p, uint4 x) { memcpy(p, &x, 16); }
 
 #endif

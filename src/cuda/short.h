@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: MIT */
+/* Short sequences, f16 and bf16: what host and kernels share.
+ *
+ *   entry    queries, keys at most   tile of a warp         pairs (batch, head) in it
+ *   8        8                       16 rows                2, in rows 0-7 and 8-15: P is block-diagonal
+ *   16       16                      16 rows                1
+ *   32       32                      32 rows                1
+ *
+ * Each has a plain entry (dense, causal or not, at most 64 columns; backward: as many heads of K as of Q) and a general
+ * one, which takes all options. */
+#ifndef ATTEND_CUDA_SHORT_H
+#define ATTEND_CUDA_SHORT_H
+
+enum {
+  SHORT_WARPS = 4,        /* of a block; they share nothing */
+  SHORT_MOST_CHUNKS = 16, /* of 64 columns */
+  SHORT_MOST_GROUP = 32   /* heads that share a head of K, in backward */
+};
+
+#endif
