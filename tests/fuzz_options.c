@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* libFuzzer target: any shapes, strides, types and options. Planning and explaining never look at data, so they are given
- * everything; a call that is planned is executed if it is small and its tensors are compact, in memory of exactly
+/* libFuzzer target: any shapes, strides, types and options. Planning and explaining never look at data, so they are
+ * given everything; a call that is planned is executed if it is small and its tensors are compact, in memory of exactly
  * their size. Only a status may come of it. */
 #include "attend.h"
 
@@ -22,7 +22,8 @@ static uint8_t take(input *in) {
 }
 
 static int64_t take_size(input *in) { /* mostly small, at times the extremes */
-  static const int64_t extremes[] = {-1, INT64_MAX, INT64_MIN, (int64_t)1 << 31, (int64_t)1 << 32, (int64_t)1 << 62, 65, 1000};
+  static const int64_t extremes[] = {-1, INT64_MAX, INT64_MIN, (int64_t)1 << 31, (int64_t)1 << 32, (int64_t)1 << 62,
+                                     65, 1000};
   uint8_t x = take(in);
   return x < 240 ? x % 12 : extremes[x % 8];
 }
@@ -47,7 +48,8 @@ static int64_t compact_bytes(const attend_tensor *t) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   input in = {data, size};
-  static const attend_dtype types[] = {{2, 32, 1}, {2, 16, 1}, {4, 16, 1}, {2, 64, 1}, {6, 8, 1}, {0, 32, 1}, {0, 64, 1}, {9, 3, 2}};
+  static const attend_dtype types[] = {{2, 32, 1}, {2, 16, 1}, {4, 16, 1}, {2, 64, 1},
+                                       {6, 8, 1},  {0, 32, 1}, {0, 64, 1}, {9, 3, 2}};
   attend_tensor tensors[TENSORS];
   int64_t shapes[TENSORS][6], strides[TENSORS][6];
   void *memory[TENSORS] = {NULL};
@@ -57,9 +59,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   int64_t usual[6] = {1 + take(&in) % 3, 1 + take(&in) % 4, take(&in) % 9, 1 + take(&in) % 9, 0, 0};
   uint8_t usual_type = take(&in) % 4;
   const attend_tensor **slots[TENSORS] = {
-    &args.q,           &args.k,     &args.v,      &args.out,   &args.mask, &args.bias, &args.alibi_slopes,
-    &args.sink,        &args.kv_len, &args.q_offsets, &args.k_offsets, &args.block_table, &args.lse, &args.probs,
-    &args.scores,      &args.d_out, &args.d_lse,  &args.d_q,   &args.d_k,  &args.d_v,  &args.d_bias};
+      &args.q,      &args.k,      &args.v,         &args.out,       &args.mask,        &args.bias, &args.alibi_slopes,
+      &args.sink,   &args.kv_len, &args.q_offsets, &args.k_offsets, &args.block_table, &args.lse,  &args.probs,
+      &args.scores, &args.d_out,  &args.d_lse,     &args.d_q,       &args.d_k,         &args.d_v,  &args.d_bias};
   bool executable = true;
   for (int n = 0; n < TENSORS; n++) {
     uint8_t how = take(&in);
@@ -122,7 +124,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (status != ATTEND_OK && !attend_error_message()[0]) abort();
   if (explained == ATTEND_OK && explanation.status != status) abort();
   if (plan && executable && attend_plan_workspace_bytes(plan) < ((size_t)1 << 26)) {
-    size_t bytes = (attend_plan_workspace_bytes(plan) + ATTEND_WORKSPACE_ALIGNMENT) & ~(size_t)(ATTEND_WORKSPACE_ALIGNMENT - 1);
+    size_t bytes =
+        (attend_plan_workspace_bytes(plan) + ATTEND_WORKSPACE_ALIGNMENT) & ~(size_t)(ATTEND_WORKSPACE_ALIGNMENT - 1);
     void *workspace = aligned_alloc(ATTEND_WORKSPACE_ALIGNMENT, bytes);
     if (!workspace) abort();
     if (direction == ATTEND_FORWARD)

@@ -49,7 +49,7 @@ static bool parse_tensor(const char *path, const cJSON *entry, char *data, int64
   for (int i = 0; i < ndim; i++)
     if (!whole(cJSON_GetArrayItem(shape, i), &a->shape[i]) || __builtin_mul_overflow(bytes, a->shape[i], &bytes))
       return io_fail(error, "%s: tensor %.100s: a size is no whole number, or they overflow", path, entry->string);
-  for (int64_t i = ndim - 1, step = 1; i >= 0; step *= a->shape[i--]) a->strides[i] = step;
+  for (int64_t i = ndim - 1, step = 1; bytes && i >= 0; step *= a->shape[i--]) a->strides[i] = step;
   if (!whole(cJSON_GetArrayItem(offsets, 0), &range[0]) || !whole(cJSON_GetArrayItem(offsets, 1), &range[1]) ||
       range[0] > range[1] || range[1] > data_size || range[1] - range[0] != bytes)
     return io_fail(error, "%s: tensor %.100s: expected data_offsets of %lld bytes within %lld, got others", path,
