@@ -240,7 +240,8 @@ int cli_parse(const char *command, const char *help, int argc, char **argv, cli_
   opterr = 0;
   optind = 1;
   double x;
-  for (int flag; (flag = getopt_long(argc, argv, "h", flags, NULL)) != -1;) {
+  int which = 0;
+  for (int flag; (flag = getopt_long(argc, argv, "h", flags, &which)) != -1;) {
     bool good = true;
     const char *rest = optarg;
     int64_t n = 0;
@@ -366,13 +367,15 @@ int cli_parse(const char *command, const char *help, int argc, char **argv, cli_
       break;
     case 'h':
     case F_HELP:
-      printf("%s%s", help, common_help);
+      printf("%s%s", help, strcmp(command, "info") ? common_help : "");
       return EXIT_GOOD;
     default:
       return cli_error("%s: unknown option or missing value: %s (attend %s --help)", command, argv[optind - 1],
                        command);
     }
-    if (!good) return cli_error("%s: %s: not a value it takes (attend %s --help)", command, argv[optind - 1], command);
+    if (!good)
+      return cli_error("%s: --%s: %s is not a value it takes (attend %s --help)", command, flags[which].name, optarg,
+                       command);
   }
   if (optind < argc)
     return cli_error("%s: expected options only, got \"%s\" (attend %s --help)", command, argv[optind], command);
