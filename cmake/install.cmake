@@ -24,3 +24,8 @@ install(FILES ${PROJECT_BINARY_DIR}/attend-config.cmake ${PROJECT_BINARY_DIR}/at
 file(RELATIVE_PATH pc_to_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(cmake/attend.pc.in ${PROJECT_BINARY_DIR}/attend.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/attend.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+# The library inside the Python wheel (pyproject.toml): one file, because wheels have no symbolic links.
+if(SKBUILD)
+  install(FILES $<TARGET_FILE:attend_shared> DESTINATION attend RENAME libattend.so COMPONENT python)
+endif()
