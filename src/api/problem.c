@@ -74,6 +74,7 @@ void attend_slice_make(const attend_problem *p, const attend_operands *o, int64_
   s->sink = o->data[OPERAND_SINK] ? attend_load(o->data[OPERAND_SINK], h * sink->head, sink->type) : -INFINITY;
   s->d_sink = at(p, o, OPERAND_D_SINK, h * p->layout[OPERAND_D_SINK].head);
 
+  if (p->dropout_threshold == 0) return;
   uint32_t counter[4] = {(uint32_t)o->dropout_offset, (uint32_t)(o->dropout_offset >> 32), (uint32_t)b, (uint32_t)h};
   uint32_t seed[2] = {(uint32_t)o->dropout_seed, (uint32_t)(o->dropout_seed >> 32)}, word[4];
   attend_philox(counter, seed, word);

@@ -2,174 +2,333 @@
 /* What forward and backward on short sequences share. A whole (sequence, head) is one tile of at most SHORT_MAX queries
  * and keys, so its bytes, not its arithmetic, should be the bound:
  *
- *   S[j][i] = K[j] · QT                 lanes = queries, so that every option's pass and the softmax are those of
- * scores.inc.c O[i][:] = sum_j P[j][i] V[j][:]     lanes = dimensions, P broadcast: rows leave as they lie in memory,
- * past the cache
+ *   S[j][i] = sum over c of K[j][c] Q[i][c]    lanes = dimensions, rows as they lie in memory; a tree of additions
+ * turns LANES such sums into a vector whose lanes are queries passes, softmax                            lanes =
+ * queries: those of scores.inc.c O[i][:] = sum over j of P[j][i] V[j][:]    lanes = dimensions, P broadcast: rows leave
+ * as they came, past the cache
  *
- * Lanes = dimensions for the scores too was rejected: a sum across lanes per score costs more than the transposition of
- * Q, and options would need passes of their own. */
+ * Transposing Q instead and broadcasting K was measured: 1460 cycles for 5 queries of 64 dimensions on a 2.8 GHz
+ * AVX-512 core, since 5 queries are transposed and multiplied like 16. Rows of the next (sequence, head) are asked for
+ * one by one between the steps of this one: all at once they fill the core's line buffers, and everything waits. */
 
-enum { SHORT_MAX = 32, SHORT_KEYS = 8, SHORT_ROWS = 4, SHORT_WIDE = LANES >= 16 ? 4 : 2, SHORT_PAIRS = 64 };
+enum { SHORT_MAX = 32, SHORT_ROWS = LANES / 2, SHORT_WIDE = 2, SHORT_PAIRS = 64, SHORT_BATCH = 8 };
 
-/* out[c][l] = scale * m[l, c], `width` lanes (a multiple of LANES, >= rows); lanes from `rows` on are 0. */
-WORD void short_transposed_as(real *out, int width, const attend_matrix *m, int rows, int64_t columns, real scale,
-                              attend_type type) {
-  lanes factor = lanes_set1(scale);
-  for (int v = 0; v < width; v += LANES)
-    for (int64_t c = 0; c < columns; c += LANES) {
-      int n = columns - c < LANES ? (int)(columns - c) : LANES;
-      lanes x[LANES];
-#pragma GCC unroll 16
-      for (int l = 0; l < LANES; l++)
-        x[l] = v + l < rows ? pack_load(m->data, (v + l) * m->row + c * m->col, m->col, n, type) : lanes_zero();
-      lanes_transpose(x);
-#pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++)
-        if (i < n) lanes_store(out + (c + i) * width + v, lanes_mul(x[i], factor));
+/* Several (sequence, head) pairs go through each step together, so that the latency at the end of a step (a tree of
+ * additions, an exponential) is hidden by the next pair: as many as have 512 scores. */
+static int short_batch(const attend_problem *p) {
+  int64_t scores = p->k_len * round_up(p->q_len, LANES), count = scores > 0 ? 512 / scores : 1;
+  return count < 1 ? 1 : count > SHORT_BATCH ? SHORT_BATCH : (int)count;
+}
+
+/* Matrix of `id` for sequence b, (query or key) head h. */
+static inline attend_matrix short_matrix(const attend_problem *p, const attend_operands *o, operand_id id, int64_t b,
+                                         int64_t h) {
+  const attend_layout *l = &p->layout[id];
+  char *data = o->data[id];
+  if (data) data += (b * l->batch + h * l->head) * (int64_t)attend_type_size(l->type);
+  return (attend_matrix){data, l->row, l->col};
+}
+
+/* Do scores depend on more than the positions of query and key? Then a slice must say where it all is. */
+static bool short_has_options(const attend_problem *p) {
+  return attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) ||
+         attend_has(p, OPERAND_SINK) || p->dropout_threshold;
+}
+
+/* ---- Rows of the next pairs ---- */
+
+typedef struct short_ahead {
+  struct {
+    const char *data;
+    int64_t step;
+    int bytes, rows;
+  } part[4 * SHORT_BATCH];
+  int parts, now, rows;
+  int pace; /* rows asked for at a time */
+} short_ahead;
+
+static inline void short_ahead_add(short_ahead *a, const attend_matrix *m, int64_t rows, int64_t columns,
+                                   attend_type type) {
+  int64_t size = (int64_t)attend_type_size(type);
+  if (!m->data || m->col != 1 || rows <= 0) return;
+  a->part[a->parts].data = m->data;
+  a->part[a->parts].step = m->row * size;
+  a->part[a->parts].bytes = (int)(columns * size);
+  a->part[a->parts++].rows = (int)rows;
+  a->rows += (int)rows;
+}
+static inline void short_ahead_rows(short_ahead *a, int count) {
+  for (; count > 0 && a->now < a->parts; count--) {
+    const char *row = a->part[a->now].data;
+    int byte = 0, bytes = a->part[a->now].bytes;
+    for (; byte + 256 <= bytes; byte += 256) {
+      __builtin_prefetch(row + byte);
+      __builtin_prefetch(row + byte + 64);
+      __builtin_prefetch(row + byte + 128);
+      __builtin_prefetch(row + byte + 192);
     }
-}
-static void short_transposed(real *out, int width, const attend_matrix *m, int rows, int64_t columns, real scale,
-                             attend_type type) {
-  if (type == TYPE_F16)
-    short_transposed_as(out, width, m, rows, columns, scale, TYPE_F16);
-  else if (type == TYPE_BF16)
-    short_transposed_as(out, width, m, rows, columns, scale, TYPE_BF16);
-  else
-    short_transposed_as(out, width, m, rows, columns, scale, REAL_TYPE);
+    for (; byte < bytes; byte += 64) __builtin_prefetch(row + byte);
+    a->part[a->now].data = row + a->part[a->now].step;
+    if (--a->part[a->now].rows == 0) a->now++;
+  }
 }
 
-/* Rows of a matrix as reals, readable in whole vectors: in place, or packed into `buffer` and padded with 0. */
-static key_rows short_rows(const attend_matrix *m, int rows, int64_t columns, attend_type type, real *buffer) {
+/* Tiles of one pair, at each of which rows are asked for: `scores` and `values` products of either kind. */
+static int short_tiles(const attend_problem *p, int scores, int values) {
+  int64_t q = (p->q_len + SHORT_ROWS - 1) / SHORT_ROWS, wide = (p->v_dim + 2 * LANES - 1) / (2 * LANES);
+  return (int)(scores * q * ((p->k_len + 1) / 2) + values * q * wide);
+}
+
+/* ---- Rows as reals ---- */
+
+/* `pairs`: whole pairs of vectors are in the order of lanes_load_pair. */
+WORD void short_pack_as(real *out, const attend_matrix *m, int rows, int64_t columns, bool pairs, attend_type type) {
+  int64_t padded = round_up(columns, LANES), size = (int64_t)attend_type_size(type);
+  for (int r = 0; r < rows; r++, out += padded) {
+    int64_t c = 0, index = r * m->row;
+    if (pairs)
+      for (; c + 2 * LANES <= columns; c += 2 * LANES) {
+        lanes x[2];
+        lanes_load_pair(m->data + (index + c) * size, x, type);
+        lanes_store(out + c, x[0]);
+        lanes_store(out + c + LANES, x[1]);
+      }
+    if (c < columns) pack_row(out + c, m->data, index + c * m->col, m->col, columns - c, padded - c, type);
+  }
+}
+/* Rows readable in whole vectors: in place, or packed into `buffer` and padded with 0. */
+static key_rows short_rows(const attend_matrix *m, int rows, int64_t columns, bool pairs, attend_type type,
+                           real *buffer) {
   if (type == REAL_TYPE && m->col == 1 && columns % LANES == 0)
     return (key_rows){(const real *)(const void *)m->data, m->row};
-  int64_t padded = round_up(columns, LANES);
-  for (int r = 0; r < rows; r++) pack_row(buffer + r * padded, m->data, r * m->row, m->col, columns, padded, type);
-  return (key_rows){buffer, padded};
+  if (type == TYPE_F16)
+    short_pack_as(buffer, m, rows, columns, pairs, TYPE_F16);
+  else if (type == TYPE_BF16)
+    short_pack_as(buffer, m, rows, columns, pairs, TYPE_BF16);
+  else
+    short_pack_as(buffer, m, rows, columns, pairs, REAL_TYPE);
+  return (key_rows){buffer, round_up(columns, LANES)};
 }
 
 /* Are these rows free of NaN and Inf? */
 static bool short_finite(const key_rows *x, int rows, int64_t columns) {
-  lanes sum = lanes_zero();
-  for (int r = 0; r < rows; r++)
-    for (int64_t c = 0; c < columns; c += LANES)
-      sum = lanes_fma(lanes_load(x->rows + r * x->row + c), lanes_zero(), sum);
-  return !mask_any(lanes_unordered(sum));
-}
-
-/* S[r][0 … LANES) = rows of K times the columns of QT that begin at b. `n` is a constant. */
-WORD void short_scores_of(real *s, int width, const real *k, int64_t k_row, int n, const real *b, int64_t terms) {
-  lanes sum[SHORT_KEYS];
-#pragma GCC unroll 8
-  for (int r = 0; r < n; r++) sum[r] = lanes_zero();
-  for (int64_t c = 0; c < terms; c++) {
-    lanes y = lanes_load(b + c * width);
-#pragma GCC unroll 8
-    for (int r = 0; r < n; r++) sum[r] = lanes_fma(lanes_set1(k[r * k_row + c]), y, sum[r]);
+  lanes even = lanes_zero(), odd = lanes_zero(), zero = lanes_zero(); /* chains that do not wait for each other */
+  for (int r = 0; r < rows; r++) {
+    const real *at = x->rows + r * x->row;
+    int64_t c = 0;
+    for (; c + 2 * LANES <= columns; c += 2 * LANES) {
+      even = lanes_fma(lanes_load(at + c), zero, even);
+      odd = lanes_fma(lanes_load(at + c + LANES), zero, odd);
+    }
+    if (c < columns) even = lanes_fma(lanes_load(at + c), zero, even);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < n; r++) lanes_store(s + r * width, sum[r]);
+  return !mask_any(lanes_unordered(lanes_add(even, odd)));
 }
 
-static void short_scores(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms) {
-  for (int v = 0; v < width; v += LANES) {
-    int j = 0;
-    for (; j + SHORT_KEYS <= keys; j += SHORT_KEYS)
-      short_scores_of(s + j * width + v, width, k->rows + j * k->row, k->row, SHORT_KEYS, b + v, terms);
-    for (; j + 4 <= keys; j += 4)
-      short_scores_of(s + j * width + v, width, k->rows + j * k->row, k->row, 4, b + v, terms);
-    for (; j < keys; j++) short_scores_of(s + j * width + v, width, k->rows + j * k->row, k->row, 1, b + v, terms);
+/* ---- Which pairs (query, key) causal and window leave: the same for every sequence ---- */
+
+typedef struct short_ranges {
+  key_range keys;
+  int first_key[SHORT_MAX], last_key[SHORT_MAX];     /* of each query */
+  int first_query[SHORT_MAX], last_query[SHORT_MAX]; /* of each key */
+} short_ranges;
+
+static void short_ranges_make(const attend_problem *p, const attend_slice *s, short_ranges *r) {
+  r->keys = visible_keys(p, s, 0, (int)s->q_len);
+  for (int j = 0; j < s->k_len; j++) r->first_query[j] = r->last_query[j] = 0;
+  for (int i = 0; i < s->q_len; i++) {
+    int64_t first, last;
+    attend_visible_range(p, s, i, &first, &last);
+    r->first_key[i] = (int)first;
+    r->last_key[i] = (int)last;
+    for (int64_t j = first; j < last; j++) {
+      if (r->last_query[j] == 0) r->first_query[j] = i;
+      r->last_query[j] = i + 1;
+    }
   }
 }
 
-/* out[r, :] = factor[r] * (sums[r][:] + sum over t of a[r * a_row + t * a_term] * x[t][:]). */
+/* ---- Scores ---- */
+
+/* S[j][i0 …] and S[j + 1][i0 …] for the n queries at q, keys first … last - 1: n is a constant. Stores whole vectors
+ * where i0 begins one: their other half is of no query, or of the next n, stored later. */
+WORD void short_dot_tiles(real *s, int width, bool whole, const key_rows *q, int n, const key_rows *k, int first,
+                          int last, int64_t columns, lanes factor, short_ahead *ahead) {
+  for (int j = first; j < last; j += 2) {
+    const real *k0 = k->rows + j * k->row, *k1 = j + 1 < last ? k0 + k->row : k0;
+    lanes x[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) x[i] = lanes_zero();
+    for (int64_t c = 0; c < columns; c += LANES) {
+      lanes y0 = lanes_load(k0 + c), y1 = lanes_load(k1 + c);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; i++) {
+        lanes z = lanes_load(q->rows + i * q->row + c);
+        x[i] = lanes_fma(z, y0, x[i]);
+        x[SHORT_ROWS + i] = lanes_fma(z, y1, x[SHORT_ROWS + i]);
+      }
+    }
+    lanes sums = lanes_mul(lanes_sums(x), factor), swapped = lanes_swap_halves(sums);
+    if (whole) {
+      lanes_store(s + j * width, sums);
+      lanes_store(s + (j + 1) * width, swapped);
+    } else {
+      lanes_store_first(s + j * width, sums, SHORT_ROWS);
+      lanes_store_first(s + (j + 1) * width, swapped, SHORT_ROWS);
+    }
+    short_ahead_rows(ahead, ahead->pace);
+  }
+}
+
+/* Scores of all pairs that causal and window leave; the others are whatever, and hidden by the passes. */
+static void short_scores(real *s, int width, const key_rows *q, int queries, const key_rows *k,
+                         const short_ranges *range, int64_t columns, real factor, short_ahead *ahead) {
+  for (int i = 0; i < queries; i += SHORT_ROWS) {
+    int n = queries - i < SHORT_ROWS ? queries - i : SHORT_ROWS;
+    int first = range->first_key[i], last = range->last_key[i + n - 1];
+    const key_rows rows = {q->rows + i * q->row, q->row};
+#define TILES(n)                                                                                                       \
+  case n:                                                                                                              \
+    if (n <= SHORT_ROWS)                                                                                               \
+      short_dot_tiles(s + i, width, i % LANES == 0, &rows, n <= SHORT_ROWS ? n : 1, k, first, last, columns,           \
+                      lanes_set1(factor), ahead);                                                                      \
+    break;
+    switch (n) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) }
+#undef TILES
+  }
+}
+
+/* ---- Products ---- */
+
+/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). */
 typedef struct short_product {
   const real *a, *visible; /* visible: indexed like a; where it is 0 the term is left out. NULL: all count */
-  int64_t a_row, a_term;
+  int64_t a_step;
+  bool along; /* A[r, t] is a[r * a_step + t], else a[t * a_step + r] */
   key_rows x;
-  int rows, terms;
+  int rows;
+  const int *first, *last; /* terms of each row; both ascend */
   int64_t columns;
   const real *factor;
   attend_matrix out; /* data NULL: the sums stay in `sums` */
   real *sums;        /* [rows][columns padded to lanes], begins with them; NULL: begin with 0 */
-  bool add, stream;
+  bool add;
+  bool pairs;   /* as x was packed; natural order if not */
+  bool stream;  /* past the cache */
+  bool *finite; /* NULL: not wanted; else becomes false if a term of NaN or Inf was added, visible or not */
+  short_ahead *ahead;
 } short_product;
 
-/* `n` rows from r on, `wide` vectors from column c on: both constants. */
-WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, int wide, attend_type type) {
-  lanes sum[SHORT_ROWS][SHORT_WIDE];
-  int64_t padded = round_up(t->columns, LANES);
-#pragma GCC unroll 4
-  for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; v++)
-      sum[r][v] = t->sums ? lanes_load(t->sums + (r0 + r) * padded + c + v * LANES) : lanes_zero();
-  const real *a = t->a + r0 * t->a_row, *x = t->x.rows + c;
-  if (t->visible) {
-    const real *visible = t->visible + r0 * t->a_row;
-    for (int k = 0; k < t->terms; k++)
-      for (int r = 0; r < n; r++)
-        if (visible[r * t->a_row + k * t->a_term] != 0)
-          for (int v = 0; v < wide; v++)
-            sum[r][v] = lanes_fma(lanes_set1(a[r * t->a_row + k * t->a_term]), lanes_load(x + k * t->x.row + v * LANES),
-                                  sum[r][v]);
-  } else {
-    for (int k = 0; k < t->terms; k++, a += t->a_term, x += t->x.row) {
-      lanes y[SHORT_WIDE];
-#pragma GCC unroll 4
-      for (int v = 0; v < wide; v++) y[v] = lanes_load(x + v * LANES);
-#pragma GCC unroll 4
-      for (int r = 0; r < n; r++) {
-        lanes p = lanes_set1(a[r * t->a_row]);
-#pragma GCC unroll 4
-        for (int v = 0; v < wide; v++) sum[r][v] = lanes_fma(p, y[v], sum[r][v]);
-      }
-    }
+/* What is not just stored: added, strided, a tail. */
+static void short_store_rest(const short_product *t, int r, int64_t c, const real *y, int n, attend_type type) {
+  if (t->pairs && c + 2 * LANES <= t->columns) {
+    char *at = t->out.data + (r * t->out.row + c) * (int64_t)attend_type_size(type);
+    lanes factor = lanes_set1(t->factor[r]), before[2] = {lanes_zero(), lanes_zero()};
+    if (t->add) lanes_load_pair(at, before, type);
+    lanes sum[2] = {lanes_fma(lanes_load(y), factor, before[0]), lanes_fma(lanes_load(y + LANES), factor, before[1])};
+    lanes_store_pair(at, sum, type);
+    return;
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; v++) {
-      int64_t column = c + v * LANES, index = (r0 + r) * t->out.row + column * t->out.col;
-      if (!t->out.data) {
-        lanes_store(t->sums + (r0 + r) * padded + column, sum[r][v]);
-        continue;
-      }
-      lanes y = lanes_mul(sum[r][v], lanes_set1(t->factor[r0 + r]));
-      if (t->stream) {
-        lanes_stream_type(t->out.data + index * (int64_t)attend_type_size(type), y, type);
-        continue;
-      }
-      int width = t->columns - column < LANES ? (int)(t->columns - column) : LANES;
-      if (t->add) y = lanes_add(pack_load(t->out.data, index, t->out.col, width, type), y);
-      pack_store(t->out.data, index, t->out.col, y, width, type);
-    }
+  int64_t width = t->columns - c < n ? t->columns - c : n;
+  unpack_row(t->out.data, r * t->out.row + c * t->out.col, t->out.col, width, y, t->factor[r], t->add, type);
 }
 
-WORD void short_product_as(const short_product *t, attend_type type) {
-  int64_t c = 0;
-  for (; c + SHORT_WIDE * LANES <= t->columns; c += SHORT_WIDE * LANES) {
-    int r = 0;
-    for (; r + SHORT_ROWS <= t->rows; r += SHORT_ROWS) short_product_tile(t, r, SHORT_ROWS, c, SHORT_WIDE, type);
-    for (; r < t->rows; r++) short_product_tile(t, r, 1, c, SHORT_WIDE, type);
+/* n rows from r0 on, `wide` vectors from column c on, whether A's terms of a row are `along` it in memory (else those
+ * of a term are): all constants. */
+WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, int wide, bool along, attend_type type) {
+  lanes sum[8][SHORT_WIDE];
+  const int first = t->first[r0], last = t->last[r0 + n - 1];
+  const int64_t padded = round_up(t->columns, LANES), a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step;
+  const real *a = t->a + r0 * a_row + first * a_term, *x = t->x.rows + first * t->x.row + c;
+#pragma GCC unroll 8
+  for (int r = 0; r < n; r++)
+#pragma GCC unroll 2
+    for (int v = 0; v < wide; v++) sum[r][v] = lanes_zero();
+  for (int k = first; k < last; k++, a += a_term, x += t->x.row) {
+    lanes y[SHORT_WIDE];
+#pragma GCC unroll 2
+    for (int v = 0; v < wide; v++) y[v] = lanes_load(x + v * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < n; r++) {
+      lanes p = lanes_set1(a[r * a_row]);
+#pragma GCC unroll 2
+      for (int v = 0; v < wide; v++) sum[r][v] = lanes_fma(p, y[v], sum[r][v]);
+    }
   }
-  for (; c < t->columns; c += LANES)
-    for (int r = 0; r < t->rows; r++) short_product_tile(t, r, 1, c, 1, type);
+  if (t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
+    lanes check = lanes_fma(sum[0][0], lanes_zero(), lanes_mul(sum[0][wide - 1], lanes_zero()));
+    if (mask_any(lanes_unordered(check))) *t->finite = false;
+  }
+  short_ahead_rows(t->ahead, t->ahead->pace);
+  int64_t size = (int64_t)attend_type_size(type), step = t->out.row * size;
+  char *at = t->out.data + r0 * step + c * size;
+  if (wide == 2 && t->pairs && t->out.data && !t->sums && !t->add) {
+#pragma GCC unroll 8
+    for (int r = 0; r < n; r++) {
+      lanes factor = lanes_set1(t->factor[r0 + r]), y[2] = {lanes_mul(sum[r][0], factor), lanes_mul(sum[r][1], factor)};
+      if (t->stream)
+        lanes_stream_pair(at + r * step, y, type);
+      else
+        lanes_store_pair(at + r * step, y, type);
+    }
+    return;
+  }
+  for (int r = 0; r < n; r++) {
+    real copy[SHORT_WIDE * LANES], *sums = t->sums ? t->sums + (r0 + r) * padded + c : copy;
+    for (int v = 0; v < wide; v++)
+      lanes_store(sums + v * LANES, t->sums ? lanes_add(sum[r][v], lanes_load(sums + v * LANES)) : sum[r][v]);
+    if (t->out.data) short_store_rest(t, r0 + r, c, sums, wide * LANES, type);
+  }
+}
+
+/* The same for one row, leaving out what is not visible: 0 times NaN or Inf would not be 0. */
+static void short_careful_row(const short_product *t, int r, attend_type type) {
+  const int64_t padded = round_up(t->columns, LANES), a_row = t->along ? t->a_step : 1,
+                a_term = t->along ? 1 : t->a_step;
+  real copy[2 * LANES], *sums = copy;
+  for (int64_t c = 0; c < t->columns; c += 2 * LANES) {
+    if (t->sums) sums = t->sums + r * padded + c;
+    for (int64_t v = 0; v < 2 * LANES && c + v < padded; v += LANES) {
+      lanes sum = t->sums ? lanes_load(sums + v) : lanes_zero();
+      for (int k = t->first[r]; k < t->last[r]; k++)
+        if (t->visible[r * a_row + k * a_term] != 0)
+          sum = lanes_fma(lanes_set1(t->a[r * a_row + k * a_term]), lanes_load(t->x.rows + k * t->x.row + c + v), sum);
+      lanes_store(sums + v, sum);
+    }
+    if (t->out.data) short_store_rest(t, r, c, sums, 2 * LANES, type);
+  }
+}
+
+WORD void short_product_as(const short_product *t, bool along, attend_type type) {
+  for (int r = 0; r < t->rows; r += SHORT_ROWS) {
+    int n = t->rows - r < SHORT_ROWS ? t->rows - r : SHORT_ROWS;
+    int64_t c = 0;
+#define TILES(n)                                                                                                       \
+  case n:                                                                                                              \
+    for (; n <= SHORT_ROWS && c + 2 * LANES <= t->columns; c += 2 * LANES)                                             \
+      short_product_tile(t, r, n <= SHORT_ROWS ? n : 1, c, 2, along, type);                                            \
+    break;
+    switch (n) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) }
+#undef TILES
+    for (; c < t->columns; c += LANES)
+      for (int i = r; i < r + n; i++) short_product_tile(t, i, 1, c, 1, along, type);
+  }
 }
 static void short_multiply(const short_product *t, attend_type type) {
-  if (type == TYPE_F16)
-    short_product_as(t, TYPE_F16);
+  if (t->visible)
+    for (int r = 0; r < t->rows; r++) short_careful_row(t, r, type);
+  else if (type == TYPE_F16 && t->along)
+    short_product_as(t, true, TYPE_F16);
+  else if (type == TYPE_F16)
+    short_product_as(t, false, TYPE_F16);
+  else if (type == TYPE_BF16 && t->along)
+    short_product_as(t, true, TYPE_BF16);
   else if (type == TYPE_BF16)
-    short_product_as(t, TYPE_BF16);
+    short_product_as(t, false, TYPE_BF16);
+  else if (t->along)
+    short_product_as(t, true, REAL_TYPE);
   else
-    short_product_as(t, REAL_TYPE);
-}
-
-/* Ask for the rows of the next (sequence, head): with [B,N,H,D] memory they are not where a hardware prefetcher looks,
- * and with [B,H,N,D] it stops at each page. */
-static void short_prefetch(const attend_matrix *m, int rows, int64_t columns, attend_type type) {
-  int64_t size = (int64_t)attend_type_size(type);
-  for (int r = 0; r < rows && m->data; r++)
-    for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch(m->data + r * m->row * size + byte);
+    short_product_as(t, false, REAL_TYPE);
 }
 
 /* May rows of this output be stored past the cache, and is it worth it? An output that would stay in the second-level
@@ -179,8 +338,16 @@ static bool short_streams(const attend_problem *p, const attend_operands *o, ope
   const attend_layout *l = &p->layout[id];
   int64_t size = (int64_t)attend_type_size(p->type);
   int64_t steps = (l->batch | l->head | l->row) * size | (int64_t)(uintptr_t)o->data[id];
-  return o->data[id] && l->col == 1 && columns % LANES == 0 && steps % (LANES * size) == 0 && !p->accumulate &&
+  return o->data[id] && l->col == 1 && columns % (2 * LANES) == 0 && steps % 64 == 0 && !p->accumulate &&
          rows * columns * size > attend_cpu_cache_sizes().second * p->threads;
+}
+
+/* Are rows contiguous in all of these that are there? Then pairs of vectors may be in any order. */
+static bool short_pairs(const attend_problem *p, operand_id a, operand_id b, operand_id c, operand_id d) {
+  const operand_id all[] = {a, b, c, d};
+  for (int i = 0; i < 4; i++)
+    if (attend_has(p, all[i]) && p->layout[all[i]].col != 1) return false;
+  return true;
 }
 
 /* Does the whole problem consist of short sequences? Only sizes that every sequence has may decide, so that the choice

@@ -12,11 +12,10 @@ typedef struct short_backward_context {
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
-  bool stream_q, stream_k, stream_v;
+  bool stream_q, stream_k, stream_v, k_pairs, v_pairs;
 } short_backward_context;
 
 typedef struct short_backward_scratch {
-  real *q_t, *d_out_t;                     /* [dimension][SHORT_MAX] */
   real *q, *k, *v, *d_out, *d_k, *d_v;     /* [SHORT_MAX][dimension padded] */
   real *p, *ds, *factor, *slope, *visible; /* [SHORT_MAX][SHORT_MAX] */
 } short_backward_scratch;
@@ -24,8 +23,6 @@ typedef struct short_backward_scratch {
 static short_backward_scratch short_backward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
   short_backward_scratch w;
   int64_t k_rows = SHORT_MAX * round_up(p->head_dim, LANES), v_rows = SHORT_MAX * round_up(p->v_dim, LANES);
-  w.q_t = take(base, used, p->head_dim * SHORT_MAX);
-  w.d_out_t = take(base, used, p->v_dim * SHORT_MAX);
   w.q = take(base, used, k_rows);
   w.k = take(base, used, k_rows);
   w.v = take(base, used, v_rows);
@@ -82,8 +79,8 @@ static void short_gradient_tile(const attend_problem *p, const attend_slice *s, 
 }
 
 /* One query head; `first` and `last` of those that share its keys. */
-static void short_backward_head(const short_backward_context *c, const attend_slice *s, bool first, bool last,
-                                const short_backward_scratch *w) {
+static void short_backward_head(const short_backward_context *c, const short_ranges *range, const attend_slice *s,
+                                bool first, bool last, const short_backward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = c->problem;
   int queries = (int)s->q_len, keys = (int)s->k_len, width = (int)round_up(queries, LANES);
   real scale[SHORT_MAX], one[SHORT_MAX];
@@ -91,13 +88,12 @@ static void short_backward_head(const short_backward_context *c, const attend_sl
     scale[i] = (real)p->scale;
     one[i] = 1;
   }
-  key_range range = visible_keys(p, s, 0, queries);
-  key_rows q = short_rows(&s->q, queries, p->head_dim, p->type, w->q);
-  key_rows k = short_rows(&s->k, keys, p->head_dim, p->type, w->k);
-  key_rows v = short_rows(&s->v, keys, p->v_dim, p->type, w->v);
-  key_rows d_out = short_rows(&s->d_out, queries, p->v_dim, p->type, w->d_out);
+  key_rows q = short_rows(&s->q, queries, p->head_dim, c->k_pairs, p->type, w->q);
+  key_rows k = short_rows(&s->k, keys, p->head_dim, c->k_pairs, p->type, w->k);
+  key_rows v = short_rows(&s->v, keys, p->v_dim, c->v_pairs, p->type, w->v);
+  key_rows d_out = short_rows(&s->d_out, queries, p->v_dim, c->v_pairs, p->type, w->d_out);
   score_tile tile = {.problem = p, .slice = s, .rows = queries, .keys = keys, .width = width, .s = w->p};
-  bool may_hide = range.all_first > 0 || range.all_last < keys || s->mask.data || s->bias.data;
+  bool may_hide = range->keys.all_first > 0 || range->keys.all_last < keys || s->mask.data || s->bias.data;
   if (may_hide) tile.visible = w->visible;
   if (p->softcap > 0) tile.softcap_slope = w->slope;
   const real *careful = NULL; /* 0 times NaN or Inf would not be 0 */
@@ -105,25 +101,25 @@ static void short_backward_head(const short_backward_context *c, const attend_sl
                     short_finite(&d_out, queries, p->v_dim)))
     careful = w->visible;
 
-  short_transposed(w->q_t, width, &s->q, queries, p->head_dim, score_factor(p), p->type);
-  short_transposed(w->d_out_t, width, &s->d_out, queries, p->v_dim, 1, p->type);
-  short_scores(w->p, width, &k, keys, w->q_t, p->head_dim);
-  short_scores(w->ds, width, &v, keys, w->d_out_t, p->v_dim);
-  score_passes(&tile, &range);
+  short_scores(w->p, width, &q, queries, &k, range, p->head_dim, score_factor(p), ahead);
+  short_scores(w->ds, width, &d_out, queries, &v, range, p->v_dim, 1, ahead);
+  score_passes(&tile, &range->keys);
   short_gradient_tile(p, s, &tile, w);
 
-  short_product d_q = {.a = w->ds, .visible = careful, .a_row = 1, .a_term = width, .x = k, .rows = queries};
-  d_q.terms = keys, d_q.columns = p->head_dim, d_q.factor = scale, d_q.out = s->d_q;
-  d_q.add = p->accumulate, d_q.stream = c->stream_q;
+  short_product d_q = {.a = w->ds, .visible = careful, .a_step = width, .x = k, .rows = queries};
+  d_q.first = range->first_key, d_q.last = range->last_key, d_q.columns = p->head_dim, d_q.factor = scale;
+  d_q.out = s->d_q, d_q.add = p->accumulate, d_q.stream = c->stream_q, d_q.pairs = c->k_pairs, d_q.ahead = ahead;
   if (s->d_q.data) short_multiply(&d_q, p->type);
-  short_product d_k = {.a = w->ds, .visible = careful, .a_row = width, .a_term = 1, .x = q, .rows = keys};
-  d_k.terms = queries, d_k.columns = p->head_dim, d_k.factor = scale, d_k.add = p->accumulate;
-  d_k.stream = c->stream_k, d_k.sums = first && last ? NULL : w->d_k;
+  short_product d_k = {.a = w->ds, .visible = careful, .a_step = width, .along = true, .x = q, .rows = keys};
+  d_k.first = range->first_query, d_k.last = range->last_query, d_k.columns = p->head_dim, d_k.factor = scale;
+  d_k.add = p->accumulate, d_k.stream = c->stream_k, d_k.pairs = c->k_pairs, d_k.ahead = ahead;
+  d_k.sums = first && last ? NULL : w->d_k;
   if (last) d_k.out = s->d_k;
   if (s->d_k.data) short_multiply(&d_k, p->type);
-  short_product d_v = {.a = w->p, .visible = careful, .a_row = width, .a_term = 1, .x = d_out, .rows = keys};
-  d_v.terms = queries, d_v.columns = p->v_dim, d_v.factor = one, d_v.add = p->accumulate;
-  d_v.stream = c->stream_v, d_v.sums = first && last ? NULL : w->d_v;
+  short_product d_v = {.a = w->p, .visible = careful, .a_step = width, .along = true, .x = d_out, .rows = keys};
+  d_v.first = range->first_query, d_v.last = range->last_query, d_v.columns = p->v_dim, d_v.factor = one;
+  d_v.add = p->accumulate, d_v.stream = c->stream_v, d_v.pairs = c->v_pairs, d_v.ahead = ahead;
+  d_v.sums = first && last ? NULL : w->d_v;
   if (last) d_v.out = s->d_v;
   if (s->d_v.data) short_multiply(&d_v, p->type);
 }
@@ -137,23 +133,29 @@ static void short_backward_item(void *context, int worker, int64_t index) {
   short_backward_scratch w = short_backward_scratch_at(p, c->workspace + (size_t)worker * c->bytes_per_worker, &used);
   attend_slice slice, next;
   attend_slice_make(p, c->operands, head / p->heads, head % p->heads, &next);
+  short_ranges range;
+  short_ranges_make(p, &next, &range);
   while (head < last) {
+    short_ahead ahead;
+    ahead.parts = ahead.now = ahead.rows = 0;
     slice = next;
     bool first_of_group = head % group == 0, last_of_group = head % group == group - 1;
     if (++head < last) {
       attend_slice_make(p, c->operands, head / p->heads, head % p->heads, &next);
-      short_prefetch(&next.q, (int)p->q_len, p->head_dim, p->type);
-      short_prefetch(&next.d_out, (int)p->q_len, p->v_dim, p->type);
+      short_ahead_add(&ahead, &next.q, p->q_len, p->head_dim, p->type);
       if (last_of_group) {
-        short_prefetch(&next.k, (int)p->k_len, p->head_dim, p->type);
-        short_prefetch(&next.v, (int)p->k_len, p->v_dim, p->type);
+        short_ahead_add(&ahead, &next.k, p->k_len, p->head_dim, p->type);
+        short_ahead_add(&ahead, &next.v, p->k_len, p->v_dim, p->type);
       }
+      short_ahead_add(&ahead, &next.d_out, p->q_len, p->v_dim, p->type);
     }
+    ahead.pace = 1 + ahead.rows / short_tiles(p, 2, 3);
     if (first_of_group && !last_of_group) {
       memset(w.d_k, 0, (size_t)(SHORT_MAX * round_up(p->head_dim, LANES)) * sizeof(real));
       memset(w.d_v, 0, (size_t)(SHORT_MAX * round_up(p->v_dim, LANES)) * sizeof(real));
     }
-    short_backward_head(c, &slice, first_of_group, last_of_group, &w);
+    short_backward_head(c, &range, &slice, first_of_group, last_of_group, &w, &ahead);
+    short_ahead_rows(&ahead, 4 * SHORT_MAX);
   }
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
@@ -188,7 +190,9 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                               .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                               .stream_q = short_streams(p, operands, OPERAND_D_Q, q_rows, p->head_dim),
                               .stream_k = short_streams(p, operands, OPERAND_D_K, k_rows, p->head_dim),
-                              .stream_v = short_streams(p, operands, OPERAND_D_V, k_rows, p->v_dim)};
+                              .stream_v = short_streams(p, operands, OPERAND_D_V, k_rows, p->v_dim),
+                              .k_pairs = short_pairs(p, OPERAND_Q, OPERAND_K, OPERAND_D_Q, OPERAND_D_K),
+                              .v_pairs = short_pairs(p, OPERAND_V, OPERAND_D_OUT, OPERAND_D_V, OPERAND_D_V)};
   int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   attend_for_each(services, (int)choice->threads, items, short_backward_item, &c);
   return ATTEND_OK;

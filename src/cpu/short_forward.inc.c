@@ -1,31 +1,50 @@
 /* SPDX-License-Identifier: MIT */
 /* Forward on short sequences: short.inc.c says how. An item of work is SHORT_PAIRS pairs (sequence, head); while one is
- * computed the next is prefetched. */
+ * computed the next is asked for. */
 
 typedef struct short_forward_context {
   const attend_problem *problem;
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
-  bool stream;
+  int64_t group; /* query heads that share keys */
+  bool stream, k_pairs, v_pairs, options;
 } short_forward_context;
 
 typedef struct short_forward_scratch {
-  real *q, *s, *visible, *k, *v; /* [head_dim][SHORT_MAX], [SHORT_MAX][SHORT_MAX], the same, [SHORT_MAX][padded] */
+  real *s, *visible, *q, *k, *v; /* [SHORT_BATCH][keys][width]; [SHORT_MAX][SHORT_MAX]; [SHORT_MAX][padded] */
 } short_forward_scratch;
+
+/* One (sequence, head). */
+typedef struct short_forward_pair {
+  attend_matrix q, k, v, out;
+  real *s, *lse; /* lse NULL: not wanted */
+  int64_t b, h;
+  real factor[SHORT_MAX];
+} short_forward_pair;
 
 static short_forward_scratch short_forward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
   short_forward_scratch w;
-  w.q = take(base, used, p->head_dim * SHORT_MAX);
-  w.s = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.s = take(base, used, short_batch(p) * (p->k_len + 1) * round_up(p->q_len, LANES));
   w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.q = take(base, used, SHORT_MAX * round_up(p->head_dim, LANES));
   w.k = take(base, used, SHORT_MAX * round_up(p->head_dim, LANES));
   w.v = take(base, used, SHORT_MAX * round_up(p->v_dim, LANES));
   return w;
 }
 
-/* P = 2^(S - max) in place, over `keys` rows; max and sum of each query. */
-static void short_softmax(real *s, int width, int keys, real sink, real *max, real *sum) {
+static void short_forward_pair_at(const short_forward_context *f, int64_t b, int64_t h, short_forward_pair *x) {
+  const attend_problem *p = f->problem;
+  x->b = b, x->h = h;
+  x->q = short_matrix(p, f->operands, OPERAND_Q, b, h);
+  x->k = short_matrix(p, f->operands, OPERAND_K, b, h / f->group);
+  x->v = short_matrix(p, f->operands, OPERAND_V, b, h / f->group);
+  x->out = short_matrix(p, f->operands, OPERAND_OUT, b, h);
+  x->lse = (real *)(void *)short_matrix(p, f->operands, OPERAND_LSE, b, h).data;
+}
+
+/* P = 2^(S - max) in place over `keys` rows; factor[i] = scale / sum, 0 where nothing is seen; lse in base e. */
+static void short_softmax(real *s, int width, int keys, real sink, real scale, real *factor, real *lse) {
   for (int v = 0; v < width; v += LANES) {
     lanes m = lanes_set1(sink), l = lanes_zero();
     for (int k = 0; k < keys; k++) m = lanes_max(lanes_load(s + k * width + v), m);
@@ -36,64 +55,108 @@ static void short_softmax(real *s, int width, int keys, real sink, real *max, re
       l = lanes_add(l, p);
       lanes_store(s + k * width + v, p);
     }
-    lanes_store(max + v, m);
-    lanes_store(sum + v, l);
+    lanes ratio = lanes_div(lanes_set1(scale), l);
+    lanes_store(factor + v, lanes_select(lanes_equal(l, lanes_zero()), lanes_zero(), ratio));
+    if (lse) lanes_store(lse + v, lanes_mul(lanes_set1((real)LN_2), lanes_add(m, lanes_log2(l))));
   }
 }
 
-static void short_forward_pair(const short_forward_context *f, const attend_slice *s, const short_forward_scratch *w) {
+static void short_forward_scores(const short_forward_context *f, const short_ranges *range, const short_forward_pair *x,
+                                 const short_forward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = f->problem;
-  int queries = (int)s->q_len, keys = (int)s->k_len, width = (int)round_up(queries, LANES);
-  real max[SHORT_MAX], sum[SHORT_MAX], factor[SHORT_MAX];
-  key_range range = visible_keys(p, s, 0, queries);
-  score_tile tile = {.problem = p, .slice = s, .rows = queries, .keys = keys, .width = width, .s = w->s};
-  bool may_hide = range.all_first > 0 || range.all_last < keys || s->mask.data || s->bias.data;
-  key_rows k = short_rows(&s->k, keys, p->head_dim, p->type, w->k);
-  key_rows v = short_rows(&s->v, keys, p->v_dim, p->type, w->v);
-  if (may_hide && !short_finite(&v, keys, p->v_dim)) tile.visible = w->visible;
-  short_transposed(w->q, width, &s->q, queries, p->head_dim, score_factor(p), p->type);
-  short_scores(w->s, width, &k, keys, w->q, p->head_dim);
-  score_passes(&tile, &range);
-  short_softmax(w->s, width, keys, (real)(s->sink * LOG2_E), max, sum);
-  if (p->dropout_threshold) dropout_pass(&tile, w->s, 1);
-  for (int i = 0; i < queries; i++) factor[i] = sum[i] == 0 ? 0 : (real)p->dropout_scale / sum[i];
-  short_product o = {.a = w->s,
-                     .visible = tile.visible,
-                     .a_row = 1,
-                     .a_term = width,
-                     .x = v,
-                     .rows = queries,
-                     .terms = keys,
-                     .columns = p->v_dim,
-                     .factor = factor,
-                     .out = s->out,
-                     .stream = f->stream};
-  short_multiply(&o, p->type);
-  for (int i = 0; s->lse && i < queries; i++) {
-    double log_sum = sizeof(real) == sizeof(float) ? (double)log2f((float)sum[i]) : log2((double)sum[i]);
-    attend_store(s->lse, i * s->lse_row, p->layout[OPERAND_LSE].type, LN_2 * ((double)max[i] + log_sum));
+  key_rows q = short_rows(&x->q, (int)p->q_len, p->head_dim, f->k_pairs, p->type, w->q);
+  key_rows k = short_rows(&x->k, (int)p->k_len, p->head_dim, f->k_pairs, p->type, w->k);
+  short_scores(x->s, (int)round_up(p->q_len, LANES), &q, (int)p->q_len, &k, range, p->head_dim, score_factor(p), ahead);
+}
+
+/* From scores to P, in place. `shape` is some slice of this problem: where there are no options all are alike. */
+static void short_forward_probabilities(const short_forward_context *f, const short_ranges *range,
+                                        const attend_slice *shape, short_forward_pair *x, real *visible) {
+  const attend_problem *p = f->problem;
+  int queries = (int)p->q_len, keys = (int)p->k_len, width = (int)round_up(queries, LANES);
+  real lse[SHORT_MAX];
+  attend_slice own;
+  if (f->options) {
+    attend_slice_make(p, f->operands, x->b, x->h, &own);
+    shape = &own;
   }
+  score_tile tile = {.problem = p, .slice = shape, .rows = queries, .keys = keys, .width = width, .s = x->s};
+  tile.visible = visible;
+  score_passes(&tile, &range->keys);
+  short_softmax(x->s, width, keys, (real)(shape->sink * LOG2_E), (real)p->dropout_scale, x->factor,
+                x->lse ? lse : NULL);
+  if (p->dropout_threshold) dropout_pass(&tile, x->s, 1);
+  int64_t step = p->layout[OPERAND_LSE].row;
+  if (x->lse && step == 1)
+    memcpy(x->lse, lse, (size_t)queries * sizeof(real));
+  else
+    for (int i = 0; x->lse && i < queries; i++) x->lse[i * step] = lse[i];
+}
+
+/* False if V holds NaN or Inf that may belong to a hidden pair: then 0 * V is not 0, and `visible` must be given. */
+static bool short_forward_values(const short_forward_context *f, const short_ranges *range, const short_forward_pair *x,
+                                 const real *visible, const short_forward_scratch *w, short_ahead *ahead) {
+  const attend_problem *p = f->problem;
+  bool finite = true;
+  short_product o = {.a = x->s,
+                     .visible = visible,
+                     .a_step = round_up(p->q_len, LANES),
+                     .x = short_rows(&x->v, (int)p->k_len, p->v_dim, f->v_pairs, p->type, w->v),
+                     .rows = (int)p->q_len,
+                     .first = range->first_key,
+                     .last = range->last_key,
+                     .columns = p->v_dim,
+                     .factor = x->factor,
+                     .out = x->out,
+                     .stream = f->stream,
+                     .pairs = f->v_pairs,
+                     .finite = visible ? NULL : &finite,
+                     .ahead = ahead};
+  short_multiply(&o, p->type);
+  return finite;
 }
 
 static void short_forward_item(void *context, int worker, int64_t index) {
   const short_forward_context *f = context;
   const attend_problem *p = f->problem;
-  int64_t used = 0, pair = index * SHORT_PAIRS, last = pair + SHORT_PAIRS, pairs = p->batch * p->heads;
+  int64_t used = 0, at = index * SHORT_PAIRS, last = at + SHORT_PAIRS, pairs = p->batch * p->heads;
   if (last > pairs) last = pairs;
   short_forward_scratch w = short_forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
-  attend_slice slice, next;
-  attend_slice_make(p, f->operands, pair / p->heads, pair % p->heads, &next);
-  while (pair < last) {
-    slice = next;
-    if (++pair < last) {
-      attend_slice_make(p, f->operands, pair / p->heads, pair % p->heads, &next);
-      short_prefetch(&next.q, (int)p->q_len, p->head_dim, p->type);
-      if (next.k.data != slice.k.data) {
-        short_prefetch(&next.k, (int)p->k_len, p->head_dim, p->type);
-        short_prefetch(&next.v, (int)p->k_len, p->v_dim, p->type);
+  attend_slice shape;
+  attend_slice_make(p, f->operands, at / p->heads, at % p->heads, &shape);
+  short_ranges range;
+  short_ranges_make(p, &shape, &range);
+  bool may_hide = range.keys.all_first > 0 || range.keys.all_last < p->k_len || shape.mask.data || shape.bias.data;
+  short_forward_pair x[2][SHORT_BATCH]; /* those of this step and of the next */
+  int batch = short_batch(p), tiles = short_tiles(p, 1, 1), count = 0, next = 0;
+  int64_t b = at / p->heads, h = at % p->heads;
+  for (int now = 0;; now ^= 1) {
+    short_ahead ahead;
+    ahead.parts = ahead.now = ahead.rows = 0;
+    for (next = 0; next < batch && at < last; next++, at++) {
+      short_forward_pair *y = &x[now ^ 1][next];
+      short_forward_pair_at(f, b, h, y);
+      y->s = w.s + next * (p->k_len + 1) * round_up(p->q_len, LANES);
+      short_ahead_add(&ahead, &y->q, p->q_len, p->head_dim, p->type);
+      if (h % f->group == 0) {
+        short_ahead_add(&ahead, &y->k, p->k_len, p->head_dim, p->type);
+        short_ahead_add(&ahead, &y->v, p->k_len, p->v_dim, p->type);
       }
+      if (++h == p->heads) h = 0, b++;
     }
-    short_forward_pair(f, &slice, &w);
+    ahead.pace = 1 + ahead.rows / (1 + count * tiles);
+    for (int n = 0; n < count; n++) short_forward_scores(f, &range, &x[now][n], &w, &ahead);
+    for (int n = 0; n < count; n++) short_forward_probabilities(f, &range, &shape, &x[now][n], NULL);
+    for (int n = 0; n < count; n++) {
+      short_forward_pair *y = &x[now][n];
+      if (short_forward_values(f, &range, y, NULL, &w, &ahead) || !may_hide) continue;
+      short_forward_scores(f, &range, y, &w, &ahead);
+      short_forward_probabilities(f, &range, &shape, y, w.visible);
+      short_forward_values(f, &range, y, w.visible, &w, &ahead);
+    }
+    short_ahead_rows(&ahead, 4 * SHORT_MAX * SHORT_BATCH);
+    if (next == 0) break;
+    count = next;
   }
   if (f->stream) lanes_stream_end();
 }
@@ -122,8 +185,16 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                                        void *workspace, void *stream) {
   (void)stream;
   if (p->q_len == 0) return ATTEND_OK;
-  short_forward_context f = {p, operands, workspace, choice->workspace_bytes / (size_t)choice->threads,
-                             short_streams(p, operands, OPERAND_OUT, p->batch * p->heads * p->q_len, p->v_dim)};
+  short_forward_context f = {.problem = p,
+                             .operands = operands,
+                             .workspace = workspace,
+                             .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
+                             .group = p->heads / p->kv_heads,
+                             .options = short_has_options(p),
+                             .stream =
+                                 short_streams(p, operands, OPERAND_OUT, p->batch * p->heads * p->q_len, p->v_dim),
+                             .k_pairs = short_pairs(p, OPERAND_Q, OPERAND_K, OPERAND_K, OPERAND_K),
+                             .v_pairs = short_pairs(p, OPERAND_V, OPERAND_OUT, OPERAND_OUT, OPERAND_OUT)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);
   return ATTEND_OK;

@@ -50,6 +50,27 @@ WORD void store_16_first(uint16_t *p, __m128i x, int n) {
 }
 WORD __m128i narrow_f16(lanes x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 WORD lanes lanes_load_bf16(const uint16_t *p) { return widen_bf16(_mm_loadu_si128((const __m128i *)(const void *)p)); }
+WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) { /* even and odd: no shuffle is needed */
+  __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)p);
+  x[0] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+  x[1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xFFFF0000u)));
+}
+WORD __m256i round_bf16(lanes x) { /* in the upper halves; the lower are whatever */
+  __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
+  __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+  __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), even);
+  __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_or_si256(bits, _mm256_set1_epi32(0x400000)), nan);
+}
+WORD __m256i narrow_bf16_pair(const lanes x[2]) {
+  return _mm256_blend_epi16(_mm256_srli_epi32(round_bf16(x[0]), 16), round_bf16(x[1]), 0xAA);
+}
+WORD void lanes_store_bf16_pair(uint16_t *p, const lanes x[2]) {
+  _mm256_storeu_si256((__m256i *)(void *)p, narrow_bf16_pair(x));
+}
+WORD void lanes_stream_bf16_pair(uint16_t *p, const lanes x[2]) {
+  _mm256_stream_si256((__m256i *)(void *)p, narrow_bf16_pair(x));
+}
 WORD lanes lanes_load_bf16_first(const uint16_t *p, int n) { return widen_bf16(load_16_first(p, n)); }
 WORD void lanes_store_bf16(uint16_t *p, lanes x) { _mm_storeu_si128((__m128i *)(void *)p, narrow_bf16(x)); }
 WORD void lanes_store_bf16_first(uint16_t *p, lanes x, int n) { store_16_first(p, narrow_bf16(x), n); }
@@ -116,6 +137,20 @@ WORD void lanes_transpose(lanes x[LANES]) {
   for (int i = 0; i < 8; i++) x[i] = t[i];
 }
 
+WORD lanes lanes_swap_halves(lanes a) { return _mm256_permute2f128_ps(a, a, 1); }
+
+WORD lanes lanes_sums(const lanes x[LANES]) {
+  lanes t[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    t[i] = _mm256_add_ps(_mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)
+    t[i] =
+        _mm256_add_ps(_mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44), _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0xEE));
+  return _mm256_add_ps(_mm256_permute2f128_ps(t[0], t[1], 0x20), _mm256_permute2f128_ps(t[0], t[1], 0x31));
+}
+
 /* ---- Masks ---- */
 
 WORD lane_mask lanes_less(lanes a, lanes b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
@@ -146,6 +181,15 @@ WORD lanes lanes_exp2(lanes x) {
   lanes r = _mm256_sub_ps(x, _mm256_sub_ps(t, _mm256_set1_ps(0x1.8p23f + 127)));
   lanes scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23));
   return _mm256_mul_ps(scale, _mm256_fmadd_ps(r, lanes_exp2m1_over(r), _mm256_set1_ps(1)));
+}
+
+/* ---- log2 ---- */
+
+WORD lanes lanes_split(lanes x, lanes *exponent) {
+  __m256i bits = _mm256_castps_si256(x);
+  *exponent = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127)));
+  bits = _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFF)), _mm256_set1_epi32(0x3F800000));
+  return _mm256_castsi256_ps(bits);
 }
 
 /* ---- Random draws ---- */

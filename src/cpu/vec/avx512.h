@@ -38,6 +38,24 @@ WORD __m256i narrow_bf16(lanes x) {
 WORD lanes lanes_load_bf16(const uint16_t *p) {
   return widen_bf16(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
+WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) { /* even and odd: no shuffle is needed */
+  __m512i both = _mm512_loadu_si512(p);
+  x[0] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  x[1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xFFFF0000u)));
+}
+WORD __m512i round_bf16(lanes x) { /* in the upper halves; the lower are whatever */
+  __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+  __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), even);
+  return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+}
+WORD __m512i narrow_bf16_pair(const lanes x[2]) {
+  return _mm512_mask_blend_epi16(0xAAAAAAAAu, _mm512_srli_epi32(round_bf16(x[0]), 16), round_bf16(x[1]));
+}
+WORD void lanes_store_bf16_pair(uint16_t *p, const lanes x[2]) { _mm512_storeu_si512(p, narrow_bf16_pair(x)); }
+WORD void lanes_stream_bf16_pair(uint16_t *p, const lanes x[2]) {
+  _mm512_stream_si512((__m512i *)(void *)p, narrow_bf16_pair(x));
+}
 WORD lanes lanes_load_bf16_first(const uint16_t *p, int n) {
   return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
@@ -111,6 +129,25 @@ WORD void lanes_transpose(lanes x[LANES]) {
   for (int i = 0; i < 16; i++) x[i] = t[i];
 }
 
+WORD lanes lanes_swap_halves(lanes a) { return _mm512_shuffle_f32x4(a, a, 0x4E); }
+
+/* A tree: what a transposition would move is added as soon as it lies in one place, 30 shuffles instead of 64. */
+WORD lanes lanes_sums(const lanes x[LANES]) {
+  lanes t[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++)
+    t[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    t[i] =
+        _mm512_add_ps(_mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44), _mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0xEE));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)
+    t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88),
+                         _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xDD));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xDD));
+}
+
 /* ---- Masks ---- */
 
 WORD lane_mask lanes_less(lanes a, lanes b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -138,6 +175,13 @@ WORD lanes lanes_exp2(lanes x) {
 #pragma GCC unroll 16
   for (int i = 0; i < 6; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c[i]));
   return _mm512_scalef_ps(p, x);
+}
+
+/* ---- log2 ---- */
+
+WORD lanes lanes_split(lanes x, lanes *exponent) {
+  *exponent = _mm512_getexp_ps(x);
+  return _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
 }
 
 /* ---- Random draws ---- */

@@ -71,11 +71,21 @@ WORD lanes lanes_load_f16(const uint16_t *p) { return lanes_load_f16_first(p, LA
 WORD lanes lanes_load_bf16(const uint16_t *p) { return lanes_load_bf16_first(p, LANES); }
 WORD void lanes_store_f16(uint16_t *p, lanes x) { lanes_store_f16_first(p, x, LANES); }
 WORD void lanes_store_bf16(uint16_t *p, lanes x) { lanes_store_bf16_first(p, x, LANES); }
+/* 2 * LANES elements as two vectors in an order of the vocabulary's own, which lanes_store_bf16_pair undoes. */
+WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) {
+  x[0] = lanes_load_bf16(p);
+  x[1] = lanes_load_bf16(p + LANES);
+}
+WORD void lanes_store_bf16_pair(uint16_t *p, const lanes x[2]) {
+  lanes_store_bf16(p, x[0]);
+  lanes_store_bf16(p + LANES, x[1]);
+}
 /* Stores past the cache, of LANES elements to addresses that are multiples of their bytes; lanes_stream_end makes them
  * visible to other threads. */
 WORD void lanes_stream(real *p, lanes x) { lanes_store(p, x); }
 WORD void lanes_stream_f16(uint16_t *p, lanes x) { lanes_store_f16(p, x); }
 WORD void lanes_stream_bf16(uint16_t *p, lanes x) { lanes_store_bf16(p, x); }
+WORD void lanes_stream_bf16_pair(uint16_t *p, const lanes x[2]) { lanes_store_bf16_pair(p, x); }
 WORD void lanes_stream_end(void) {}
 /* Bytes of a bool tensor as 0 or 1. */
 WORD lanes lanes_load_bool(const uint8_t *p) {
@@ -115,6 +125,16 @@ WORD void lanes_transpose(lanes x[LANES]) {
       x[i][j] = x[j][i];
       x[j][i] = t;
     }
+}
+WORD lanes lanes_swap_halves(lanes a) {
+  lanes x = {0};
+  for (int i = 0; i < LANES; i++) x[i] = a[(i + LANES / 2) % LANES];
+  return x;
+}
+WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes of x[i] */
+  lanes sums = {0};
+  for (int i = 0; i < LANES; i++) sums[i] = lanes_reduce_add(x[i]);
+  return sums;
 }
 WORD lanes lanes_index(void) { /* 0, 1, 2, … */
   lanes x;
@@ -163,6 +183,17 @@ WORD lanes lanes_exp2(lanes x) {
   x = lanes_max(lanes_set1(-EXPONENT_BIAS), x);
   lanes n = lanes_round(x);
   return lanes_pow2(n) * lanes_fma(x - n, lanes_exp2m1_over(x - n), lanes_set1(1));
+}
+
+/* ---- log2 ---- */
+
+/* x = mantissa * 2^exponent with 1 <= mantissa < 2, for a normal x > 0. */
+WORD lanes lanes_split(lanes x, lanes *exponent) {
+  lane_mask bits = (lane_mask)x;
+  for (int i = 0; i < LANES; i++) (*exponent)[i] = (real)((bits[i] >> FRACTION_BITS) - EXPONENT_BIAS);
+  const lane_integer fraction = ((lane_integer)1 << FRACTION_BITS) - 1,
+                     one = (lane_integer)EXPONENT_BIAS << FRACTION_BITS;
+  return (lanes)((bits & fraction) | one);
 }
 
 /* ---- Random draws ---- */
