@@ -64,6 +64,9 @@ typedef struct attend_operands {
 /* Does the problem have this operand? */
 ATTEND_INLINE bool attend_has(const attend_problem *p, operand_id id) { return p->layout[id].type != TYPE_NONE; }
 
+/* Query heads on each key head; 0 heads of both are legal. */
+ATTEND_INLINE int64_t attend_group(const attend_problem *p) { return p->kv_heads > 0 ? p->heads / p->kv_heads : 0; }
+
 /* ---- One (sequence, head) -------------------------------------------------------------------------------------- */
 
 /* A matrix in memory: element (i, j) is at data + (i * row + j * col) elements. data NULL: absent. */

@@ -37,7 +37,7 @@ typedef struct backward_cut {
 } backward_cut;
 
 static backward_cut cut_backward(const attend_problem *p) {
-  backward_cut c = {.chunks = (p->k_len + KEY_CHUNK - 1) / KEY_CHUNK, .group = p->heads / p->kv_heads};
+  backward_cut c = {.chunks = (p->k_len + KEY_CHUNK - 1) / KEY_CHUNK, .group = attend_group(p)};
   if (c.chunks < 1) c.chunks = 1;
   c.pairs = p->batch * p->kv_heads;
   if (c.pairs > MAX_PAIRS) c.pairs = MAX_PAIRS;

@@ -31,11 +31,9 @@ typedef struct decode_scratch {
   real *rescale, *k, *v; /* [rows], [DECODE_BLOCK][k_padded], [DECODE_BLOCK][v_padded] */
 } decode_scratch;
 
-static int64_t decode_group(const attend_problem *p) { return p->heads / p->kv_heads; }
-
 static decode_scratch decode_scratch_at(const attend_problem *p, const decode_cut *cut, char *base, int64_t *used) {
   decode_scratch w;
-  int64_t slices = decode_group(p) * (int64_t)(sizeof(attend_slice) / sizeof(real) + 1);
+  int64_t slices = attend_group(p) * (int64_t)(sizeof(attend_slice) / sizeof(real) + 1);
   w.slices = (attend_slice *)(void *)take(base, used, slices);
   w.q = take(base, used, cut->rows * cut->k_padded);
   w.s = take(base, used, cut->rows * DECODE_BLOCK);
@@ -53,7 +51,7 @@ static int64_t decode_part_size(const decode_cut *c, int64_t keys) {
 }
 
 static decode_cut cut_decode(const attend_problem *p) {
-  decode_cut c = {.rows = decode_group(p) * p->q_len, .pairs = p->batch * p->kv_heads};
+  decode_cut c = {.rows = attend_group(p) * p->q_len, .pairs = p->batch * p->kv_heads};
   c.k_padded = round_up(p->head_dim, LANES);
   c.v_padded = round_up(p->v_dim, LANES);
   int64_t part_bytes = (c.rows > 0 ? c.rows : 1) * (c.v_padded + 2) * (int64_t)sizeof(real);
@@ -141,7 +139,7 @@ static void decode_item(void *context, int worker, int64_t index) {
   int64_t local = index / c->parts, part = index % c->parts, pair = d->first_pair + local, used = 0;
   if (pair >= p->batch * p->kv_heads) return;
   decode_scratch w = decode_scratch_at(p, c, d->workspace + worker * c->scratch_bytes, &used);
-  int64_t group = decode_group(p), head = pair % p->kv_heads * group;
+  int64_t group = attend_group(p), head = pair % p->kv_heads * group;
   attend_slice_make(p, d->operands, pair / p->kv_heads, head, w.slices);
   int64_t size = decode_part_size(c, w.slices->k_len), first = part * size, last = first + size;
   if (first >= w.slices->k_len) return;
@@ -201,7 +199,7 @@ static void decode_merge_item(void *context, int worker, int64_t local) {
   if (pair >= p->batch * p->kv_heads) return;
   decode_scratch w = decode_scratch_at(p, c, d->workspace + worker * c->scratch_bytes, &used);
   for (int64_t row = 0; row < c->rows; row++) {
-    int64_t head = pair % p->kv_heads * decode_group(p) + row / p->q_len;
+    int64_t head = pair % p->kv_heads * attend_group(p) + row / p->q_len;
     if (row % p->q_len == 0) attend_slice_make(p, d->operands, pair / p->kv_heads, head, w.slices);
     int64_t size = decode_part_size(c, w.slices->k_len), parts = (w.slices->k_len + size - 1) / size;
     decode_merge_row(d, w.slices, local * c->parts, parts, row, row % p->q_len, w.v);

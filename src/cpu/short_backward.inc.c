@@ -127,7 +127,7 @@ static void short_backward_head(const short_backward_context *c, const short_ran
 static void short_backward_item(void *context, int worker, int64_t index) {
   const short_backward_context *c = context;
   const attend_problem *p = c->problem;
-  int64_t used = 0, group = p->heads / p->kv_heads, head = index * SHORT_PAIRS * group;
+  int64_t used = 0, group = attend_group(p), head = index * SHORT_PAIRS * group;
   int64_t last = head + SHORT_PAIRS * group, heads = p->batch * p->heads;
   if (last > heads) last = heads;
   short_backward_scratch w = short_backward_scratch_at(p, c->workspace + (size_t)worker * c->bytes_per_worker, &used);

@@ -121,7 +121,7 @@ static void key_head(void *context, int worker, int64_t index) {
   const backward *w = context;
   const attend_problem *p = w->p;
   backward_scratch t = scratch_of(w, worker);
-  int64_t b = index / p->kv_heads, kv_head = index % p->kv_heads, group = p->heads / p->kv_heads;
+  int64_t b = index / p->kv_heads, kv_head = index % p->kv_heads, group = attend_group(p);
   int64_t dim = p->head_dim, v_dim = p->v_dim, rows = key_rows(p, w->o, b);
   attend_slice s = {0};
   key_block keys = {0};

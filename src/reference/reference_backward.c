@@ -92,7 +92,7 @@ static void key_row(void *context, int worker, int64_t index) {
   double *d_k = w->workspace + worker * (p->head_dim + p->v_dim), *d_v = d_k + p->head_dim;
   for (int64_t c = 0; c < p->head_dim + p->v_dim; c++) d_k[c] = 0;
 
-  int64_t group = p->heads / p->kv_heads;
+  int64_t group = attend_group(p);
   attend_slice s = {0};
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; h++) {
     attend_slice_make(p, w->o, b, h, &s);
