@@ -16,6 +16,9 @@
 
 #include "pair.cuh"
 
+#define LOG2_E 1.44269504f
+#define LN_2 0.693147181f
+
 struct block {
   uint32_t r[8];
 };
@@ -106,6 +109,13 @@ WORD uint32_t block_bad_rows(const block &x) {
   return rows;
 }
 
+/* Set those rows to 0. */
+WORD void block_clear_rows(block &x, uint32_t rows) {
+  int t = lane_column();
+  uint32_t keep = (rows >> (2 * t) & 1 ? 0 : 0xFFFFu) | (rows >> (2 * t + 1) & 1 ? 0 : 0xFFFF0000u);
+  for (int n = 0; n < 8; n++) x.r[n] &= keep;
+}
+
 /* Take rows that hold a NaN or an Inf out of a transposed block, and add their products to C here, element by element:
  * only where `allowed` (A's arrangement, 1 where row and k may meet). a0, a1: the half of A that multiplies this block.
  */
@@ -127,8 +137,7 @@ WORD void block_spare(float c[8][4], uint32_t a0, uint32_t a1, uint32_t allowed0
         if (bottom_sees) c[n][2 + e] += bottom * y;
       }
   }
-  uint32_t keep = (rows >> (2 * t) & 1 ? 0 : 0xFFFFu) | (rows >> (2 * t + 1) & 1 ? 0 : 0xFFFF0000u);
-  for (int n = 0; n < 8; n++) x.r[n] &= keep;
+  block_clear_rows(x, rows);
 }
 
 /* C[16,64] += A[16,16] x the rows of (low, high), which are transposed. */

@@ -18,6 +18,7 @@
 #define WORD static __device__ __forceinline__
 #define KERNEL extern "C" __global__
 #define UNROLLED _Pragma("unroll")
+#define UNROLLED_BY_4 _Pragma("unroll 4")
 
 /* 2^x, relative error 2^-22; flushes subnormal results. */
 WORD float word_exp2(float x) {
@@ -147,7 +148,8 @@ WORD uint4 word_load_once(const void *p) {
 /* The same where `valid`; else zeros, and nothing is read. */
 WORD uint4 word_load_once_if(const void *p, bool valid) {
   uint4 r;
-  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n mov.u32 %0, 0;\n mov.u32 %1, 0;\n mov.u32 %2, 0;\n mov.u32 %3, 0;\n"
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n mov.u32 %0, 0;\n mov.u32 %1, 0;\n mov.u32 %2, 0;\n mov.u32 %3, 0;\n"
       " @p ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
       : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)
       : "l"(p), "r"((uint32_t)valid));

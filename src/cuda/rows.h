@@ -6,6 +6,7 @@
 #include "../api/problem.h"
 
 attend_kernel_table cuda_short_rows(void);
+attend_kernel_table cuda_decode_rows(void);
 attend_kernel_table cuda_efficient_rows(void);
 
 #endif

@@ -10,9 +10,6 @@
 #include "fragment.cuh"
 #include "short.h"
 
-#define LOG2_E 1.44269504f
-#define LN_2 0.693147181f
-
 /* What an entry point fixes: tiles of 16 rows (1, 2), pairs in a tile (1, 2), and whether all options are there. Passed
  * as constants to always-inline bodies. */
 struct short_kind {
@@ -25,44 +22,44 @@ struct short_sequence : attend_slice {
   int64_t key_rows;
 };
 
-/* As slice_matrix, for 16-bit elements of dense tensors. */
-WORD attend_matrix short_matrix(const cuda_call &call, operand_id id, uint32_t b, uint32_t h) {
+/* As slice_matrix, for 16-bit elements of dense tensors; optional: it may be absent. */
+WORD attend_matrix short_matrix(const cuda_call &call, operand_id id, uint32_t b, uint32_t h, const bool optional) {
   const attend_layout &l = call.problem.layout[id];
   attend_matrix m = {(char *)call.operands.data[id], l.row, 1};
-  if (m.data) m.data += 2 * ((int64_t)b * l.batch + (int64_t)h * l.head);
+  if (!optional || m.data) m.data += 2 * ((int64_t)b * l.batch + (int64_t)h * l.head);
   return m;
 }
 
-/* Pair `number` of batch x heads, head fastest; past the last, one without rows. `heads`: of Q, or of K where a tile
- * owns a head of K and goes through the heads that share it, of which this is number `member`. */
-WORD short_sequence short_slice(const cuda_call &call, uint32_t number, uint32_t heads, uint32_t member,
+/* Pair `number` of batch x heads, head fastest; past the last, one without rows. Where a tile owns a head of K and goes
+ * through the heads that share it (`shares`), pairs are of batch x kv_heads, and this is head `member` of the group. */
+WORD short_sequence short_slice(const cuda_call &call, uint32_t number, const bool shares, uint32_t member,
                                 const short_kind kind) {
   const attend_problem &p = call.problem;
   const attend_operands &o = call.operands;
   short_sequence s = {};
-  uint32_t b = number / heads, h = number - b * heads, kv_head = h;
+  uint32_t heads = (uint32_t)(shares ? p.kv_heads : p.heads), b = number / heads, h = number - b * heads, kv_head = h;
   if (b >= (uint32_t)p.batch) return s;
-  if (heads != p.heads) h = h * (uint32_t)(p.heads / p.kv_heads) + member;
+  if (shares) h = h * ((uint32_t)p.heads / (uint32_t)p.kv_heads) + member;
   if (kind.general) {
     (attend_slice &)s = slice_make(p, o, b, h, s.key_rows);
     return s;
   }
-  if (p.heads != p.kv_heads) kv_head = h / ((uint32_t)p.heads / (uint32_t)p.kv_heads);
+  if ((uint32_t)p.kv_heads != heads) kv_head = h / ((uint32_t)p.heads / (uint32_t)p.kv_heads);
   s.q_len = p.q_len, s.k_len = s.key_rows = p.k_len, s.off = p.top_left ? 0 : p.k_len - p.q_len;
-  s.q = short_matrix(call, OPERAND_Q, b, h);
-  s.k = short_matrix(call, OPERAND_K, b, kv_head);
-  s.v = short_matrix(call, OPERAND_V, b, kv_head);
+  s.q = short_matrix(call, OPERAND_Q, b, h, false);
+  s.k = short_matrix(call, OPERAND_K, b, kv_head, false);
+  s.v = short_matrix(call, OPERAND_V, b, kv_head, false);
   if (p.direction == ATTEND_FORWARD) {
     const attend_layout &lse = p.layout[OPERAND_LSE];
-    s.out = short_matrix(call, OPERAND_OUT, b, h);
+    s.out = short_matrix(call, OPERAND_OUT, b, h, false);
     s.lse = (char *)o.data[OPERAND_LSE];
     if (s.lse) s.lse += 4 * ((int64_t)b * lse.batch + (int64_t)h * lse.head);
     s.lse_row = lse.row;
   } else {
-    s.d_out = short_matrix(call, OPERAND_D_OUT, b, h);
-    s.d_q = short_matrix(call, OPERAND_D_Q, b, h);
-    s.d_k = short_matrix(call, OPERAND_D_K, b, kv_head);
-    s.d_v = short_matrix(call, OPERAND_D_V, b, kv_head);
+    s.d_out = short_matrix(call, OPERAND_D_OUT, b, h, false);
+    s.d_q = short_matrix(call, OPERAND_D_Q, b, h, true);
+    s.d_k = short_matrix(call, OPERAND_D_K, b, kv_head, true);
+    s.d_v = short_matrix(call, OPERAND_D_V, b, kv_head, true);
   }
   s.sink = -INFINITY;
   return s;

@@ -52,7 +52,6 @@ WORD void short_backward_tile(const cuda_call &call, uint32_t number, int chunk,
   const int head_dim = (int)p.head_dim, v_dim = (int)p.v_dim;
   const int chunks = kind.general ? (head_dim + 63) / 64 : 1, v_chunks = kind.general ? (v_dim + 63) / 64 : 1;
   const int members = kind.general ? (int)(p.heads / p.kv_heads) : 1;
-  const uint32_t heads = (uint32_t)(kind.general ? p.kv_heads : p.heads);
   const float scale[2] = {(float)p.scale, (float)p.scale};
   const float drop[2] = {(float)p.dropout_scale, (float)p.dropout_scale};
   uint64_t again[2] = {0, 0}; /* dK and dV; dQ */
@@ -61,7 +60,7 @@ WORD void short_backward_tile(const cuda_call &call, uint32_t number, int chunk,
     for (int member = 0; member < members; member++) {
       short_sequence s[2];
       for (int x = 0; x < kind.pairs; x++)
-        s[x] = short_slice(call, number * kind.pairs + x, heads, (uint32_t)member, kind);
+        s[x] = short_slice(call, number * kind.pairs + x, kind.general, (uint32_t)member, kind);
       block q[4], k[4], v[4], d_out[4];
       float c[2][4][4] = {}, d[2][4][4] = {};
       uint32_t a_p[2][2][4], a_d[2][2][4], seen[2][2];

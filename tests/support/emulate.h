@@ -41,6 +41,7 @@ extern emulate_builtin emulate_now; /* of the lane that runs */
 #define WORD static inline
 #define KERNEL
 #define UNROLLED
+#define UNROLLED_BY_4
 
 /* Run `lane` once for every thread of every block. Aborts with a message on a deadlock. */
 void emulate(dim3 grid, dim3 block, const std::function<void()> &lane);

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT */
+/* Planning and launching the kernels for decoding: one launch reads K and V, a second adds the parts of sequences that
+ * were cut. */
+#include "decode.h"
+
+#include "call.h"
+#include "driver.h"
+#include "rows.h"
+
+#include <stdio.h>
+
+enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16 };
+
+typedef enum entry_id { NARROW_8, WIDE_8, NARROW_16, WIDE_16, GENERAL, MERGE = 2 * GENERAL, ENTRY_COUNT } entry_id;
+
+static const char *const entry_names[ENTRY_COUNT] = {
+    "decode_8_narrow",          "decode_8_wide",           "decode_16_narrow",
+    "decode_16_wide",           "decode_general_8_narrow", "decode_general_8_wide",
+    "decode_general_16_narrow", "decode_general_16_wide",  "decode_merge"};
+
+static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
+
+static bool is_general(const attend_problem *p) {
+  return attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) || p->softcap > 0;
+}
+
+static int64_t widest(const attend_problem *p) { return p->head_dim > p->v_dim ? p->head_dim : p->v_dim; }
+
+static const char *refusal(const attend_problem *p) {
+  static const operand_id ids[] = {OPERAND_Q, OPERAND_K, OPERAND_V};
+  if (p->q_len > DECODE_MOST_QUERIES) return "more than 16 queries";
+  if (p->dropout_threshold) return "dropout";
+  if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES))
+    return "probs and scores come from the math back-end";
+  if (widest(p) > DECODE_MOST_COLUMNS) return "a head of more than 128 columns";
+  bool aligned = p->head_dim % 8 == 0 && p->v_dim % 8 == 0 && p->head_dim && p->v_dim;
+  for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+    aligned = aligned && p->layout[ids[i]].col == 1 && p->layout[ids[i]].alignment % ROW_BYTES == 0;
+  if (!aligned) return "rows that are not made of aligned 16-byte words";
+  if (p->q_len < 1 || p->k_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
+  int64_t blocks = decode_most_parts(p->k_len) * decode_row_tiles(p);
+  if (p->k_len > INT32_MAX || p->batch * p->kv_heads > INT32_MAX / blocks / decode_rows(p))
+    return "more than 2^31 parts";
+  return NULL;
+}
+
+static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                 char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  const char *refused = refusal(p);
+  if (refused) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+    return false;
+  }
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
+  if (cuda_load(p->device.id, "decode", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+    return false;
+  }
+  choice->tile_q = decode_rows(p);
+  choice->tile_k = DECODE_KEYS;
+  choice->splits = decode_most_parts(p->k_len);
+  choice->alignment = ROW_BYTES;
+  choice->state = kernels[p->type];
+  if (choice->splits > 1)
+    choice->workspace_bytes = (size_t)(p->batch * p->kv_heads * decode_row_tiles(p) * choice->splits * decode_rows(p) *
+                                       decode_part_reals(p)) *
+                              sizeof(float);
+  return true;
+}
+
+static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
+                         const attend_services *services, void *workspace, void *stream) {
+  (void)services;
+  cuda_call call = {*p, *o, workspace};
+  void *const *entries = choice->state;
+  int entry = (decode_rows(p) == 8 ? NARROW_8 : NARROW_16) + (widest(p) > 64) + (is_general(p) ? GENERAL : 0);
+  int64_t tiles = p->batch * p->kv_heads * decode_row_tiles(p);
+  cuda_scope scope;
+  attend_status status = cuda_enter(p->device.id, &scope);
+  if (!status) status = cuda_launch(entries[entry], tiles * choice->splits, 32 * DECODE_WARPS, &call, stream);
+  if (!status && choice->splits > 1)
+    status = cuda_launch(entries[MERGE], tiles * decode_rows(p), 32 * DECODE_WARPS, &call, stream);
+  cuda_leave(&scope);
+  return status;
+}
+
+static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  return cuda_usable(reason);
+}
+
+static const attend_kernel_row rows[] = {
+    {"forward_f16_decode_cuda", ATTEND_BACKEND_FLASH, ATTEND_CUDA, ATTEND_FORWARD, TYPE_F16, usable, plan, run, NULL},
+    {"forward_bf16_decode_cuda", ATTEND_BACKEND_FLASH, ATTEND_CUDA, ATTEND_FORWARD, TYPE_BF16, usable, plan, run,
+     NULL}};
+
+attend_kernel_table cuda_decode_rows(void) { return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)}; }
