@@ -26,11 +26,11 @@ bench: all ## time the kernels of this machine
 bench-peers: all ## time them beside other libraries
 	@$(MAKE) --no-print-directory -C bench peers BUILD=$(abspath $(BUILD))
 
-test-gpu: all ## the tests that need a GPU
-	@cd $(BUILD) && ctest -L gpu --output-on-failure
+test-gpu: ## build for this GPU, test, run under compute-sanitizer, time
+	@scripts/gpu-check $(BUILD)-gpu
 
 bench-gpu: all ## time the GPU kernels of this machine
-	@$(BUILD)/attend bench --device cuda
+	@cmake --build $(BUILD) -j $(JOBS) --target time_cuda && $(BUILD)/tests/time_cuda
 
 install: all ## PREFIX=/usr/local DESTDIR=
 	@DESTDIR=$(DESTDIR) cmake --install $(BUILD) --prefix $(PREFIX)

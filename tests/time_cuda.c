@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: MIT */
+/* Times the CUDA kernels of this machine: medians of event times over rotated inputs, beside the copy bandwidth of the
+ * same run. scripts/gpu-check and `make bench-gpu` run it; tests/time_cuda 0.001 is a dry run. */
+#include "cuda/device.h"
+#include "cuda/driver.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct timing_case {
+  const char *name;
+  int64_t batch, heads, kv_heads, q_len, k_len, dim;
+  bool causal, bnhd, paged, f32;
+} timing_case;
+
+#define SHORT_CASE(n, b)                                                                                               \
+  {"short " #n, b, 8, 8, n, n, 64, true, false, false, false}, {                                                       \
+    "short " #n " bnhd", b, 8, 8, n, n, 64, true, true, false, false                                                   \
+  }
+static const timing_case cases[] = {
+    SHORT_CASE(5, 8192),
+    SHORT_CASE(8, 8192),
+    SHORT_CASE(9, 8192),
+    SHORT_CASE(16, 8192),
+    SHORT_CASE(17, 8192),
+    SHORT_CASE(32, 8192),
+    {"decode 64x4096", 64, 32, 8, 1, 4096, 128, true, true, false, false},
+    {"decode 64x4096 paged", 64, 32, 8, 1, 4096, 128, true, true, true, false},
+    {"decode 1x131072", 1, 32, 8, 1, 131072, 128, true, true, false, false},
+    {"decode 1x4096", 1, 32, 8, 1, 4096, 128, true, true, false, false},
+    {"f32 8x2048", 1, 8, 8, 2048, 2048, 64, false, false, false, true},
+    {"bf16 8x2048 causal", 1, 8, 8, 2048, 2048, 64, true, false, false, false},
+};
+enum { CASES = sizeof cases / sizeof *cases, MOST_SETS = 32, REPEATS = 7, PAGE = 16 };
+static const double ROTATED_BYTES = 2e8; /* beyond every L2 */
+
+/* Entry points of the driver that the library itself does not need. */
+static struct {
+  int (*event_create)(void **event, unsigned flags);
+  int (*event_record)(void *event, void *stream);
+  int (*event_synchronize)(void *event);
+  int (*event_elapsed)(float *milliseconds, void *begin, void *end);
+  int (*copy)(uint64_t to, uint64_t from, size_t bytes, void *stream);
+} driver;
+
+static void must(attend_status status) {
+  if (!status) return;
+  fprintf(stderr, "%s\n", attend_error_message());
+  exit(1);
+}
+static void must_driver(int error) {
+  if (!error) return;
+  fprintf(stderr, "the CUDA driver says %d\n", error);
+  exit(1);
+}
+
+static void find_driver(void) {
+  static const char *const names[] = {"cuEventCreate", "cuEventRecord", "cuEventSynchronize", "cuEventElapsedTime",
+                                      "cuMemcpyDtoDAsync_v2"};
+  void *library = dlopen("libcuda.so.1", RTLD_NOW), *entries[5];
+  for (int i = 0; i < 5; i++) {
+    entries[i] = library ? dlsym(library, names[i]) : NULL;
+    if (!entries[i]) {
+      fprintf(stderr, "no %s\n", names[i]);
+      exit(1);
+    }
+  }
+  memcpy(&driver, entries, sizeof driver);
+}
+
+/* ---- One input set ---------------------------------------------------------------------------------------------- */
+
+typedef struct input_set {
+  attend_args args;
+  attend_tensor t[12];
+  int64_t shape[12][4], strides[12][4];
+} input_set;
+
+static char *random_bytes; /* host: small normal-looking numbers in the type at hand */
+static size_t random_size;
+
+static void *device_memory(size_t bytes) {
+  char *memory;
+  must(cuda_allocate(0, bytes, (void **)&memory));
+  for (size_t at = 0; at < bytes; at += random_size) /* random inputs: zeros run faster than real data */
+    must(cuda_copy_in(0, memory + at, random_bytes, bytes - at < random_size ? bytes - at : random_size));
+  return memory;
+}
+
+static const attend_tensor *tensor(input_set *s, int *used, const timing_case *c, int64_t batch, int64_t heads,
+                                   int64_t rows) {
+  int n = (*used)++;
+  int64_t size = c->f32 ? 4 : 2, d = c->dim;
+  memcpy(s->shape[n], (int64_t[]){batch, heads, rows, d}, sizeof s->shape[n]);
+  memcpy(s->strides[n], (int64_t[]){heads * rows * d, c->bnhd ? d : rows * d, c->bnhd ? heads * d : d, 1},
+         sizeof s->strides[n]);
+  s->t[n] = attend_tensor_strided(device_memory((size_t)(batch * heads * rows * d * size)),
+                                  c->f32 ? ATTEND_F32 : ATTEND_BF16, 4, s->shape[n], s->strides[n]);
+  s->t[n].device = (attend_device){ATTEND_CUDA, 0};
+  return &s->t[n];
+}
+
+static const attend_tensor *indices(input_set *s, int *used, int ndim, int64_t rows, int64_t columns, int64_t first,
+                                    int64_t step) {
+  int n = (*used)++;
+  size_t count = (size_t)(rows * columns);
+  int32_t *host = malloc(count * sizeof *host), *memory;
+  for (size_t i = 0; i < count; i++) host[i] = (int32_t)(first + step * (int64_t)i);
+  must(cuda_allocate(0, count * sizeof *host, (void **)&memory));
+  must(cuda_copy_in(0, memory, host, count * sizeof *host));
+  free(host);
+  memcpy(s->shape[n], (int64_t[]){rows, columns, 0, 0}, sizeof s->shape[n]);
+  s->t[n] = attend_tensor_strided(memory, ATTEND_I32, ndim, s->shape[n], NULL);
+  s->t[n].device = (attend_device){ATTEND_CUDA, 0};
+  return &s->t[n];
+}
+
+/* Returns the bytes that one execution has to move. */
+static double make_set(input_set *s, const timing_case *c, attend_direction direction) {
+  int used = 0;
+  int64_t pages = c->batch * (c->k_len / PAGE), size = c->f32 ? 4 : 2;
+  *s = (input_set){0};
+  s->args.q = tensor(s, &used, c, c->batch, c->heads, c->q_len);
+  s->args.k =
+      c->paged ? tensor(s, &used, c, pages, c->kv_heads, PAGE) : tensor(s, &used, c, c->batch, c->kv_heads, c->k_len);
+  s->args.v =
+      c->paged ? tensor(s, &used, c, pages, c->kv_heads, PAGE) : tensor(s, &used, c, c->batch, c->kv_heads, c->k_len);
+  s->args.out = tensor(s, &used, c, c->batch, c->heads, c->q_len);
+  if (c->paged) {
+    s->args.kv_len = indices(s, &used, 1, c->batch, 1, c->k_len, 0);
+    s->args.block_table = indices(s, &used, 2, c->batch, c->k_len / PAGE, 0, 1);
+  }
+  double q = (double)(c->batch * c->heads * c->q_len * c->dim * size),
+         k = (double)(c->batch * c->kv_heads * c->k_len * c->dim * size);
+  if (direction == ATTEND_FORWARD) return 2 * q + 2 * k;
+  int n = used++;
+  memcpy(s->shape[n], (int64_t[]){c->batch, c->heads, c->q_len, 0}, sizeof s->shape[n]);
+  s->t[n] = attend_tensor_strided(device_memory((size_t)(c->batch * c->heads * c->q_len * 4)), ATTEND_F32, 3,
+                                  s->shape[n], NULL);
+  s->t[n].device = (attend_device){ATTEND_CUDA, 0};
+  s->args.lse = &s->t[n];
+  s->args.d_out = tensor(s, &used, c, c->batch, c->heads, c->q_len);
+  s->args.d_q = tensor(s, &used, c, c->batch, c->heads, c->q_len);
+  s->args.d_k = tensor(s, &used, c, c->batch, c->kv_heads, c->k_len);
+  s->args.d_v = tensor(s, &used, c, c->batch, c->kv_heads, c->k_len);
+  return 3 * q + 4 * k;
+}
+
+static void free_set(input_set *s) {
+  for (int i = 0; i < 12; i++) cuda_release(0, s->t[i].data);
+}
+
+/* ---- Times ------------------------------------------------------------------------------------------------------ */
+
+static int by_value(const void *a, const void *b) {
+  float x = *(const float *)a, y = *(const float *)b;
+  return (x > y) - (x < y);
+}
+
+/* Median milliseconds of one step(context, number): REPEATS runs of `count` steps between two events. */
+static double median_time(void (*step)(void *context, int number), void *context, int count) {
+  static void *begin, *end;
+  float times[REPEATS];
+  if (!begin) must_driver(driver.event_create(&begin, 0));
+  if (!end) must_driver(driver.event_create(&end, 0));
+  for (int r = 0; r < REPEATS; r++) {
+    must_driver(driver.event_record(begin, NULL));
+    for (int i = 0; i < count; i++) step(context, r * count + i);
+    must_driver(driver.event_record(end, NULL));
+    must_driver(driver.event_synchronize(end));
+    must_driver(driver.event_elapsed(&times[r], begin, end));
+  }
+  qsort(times, REPEATS, sizeof *times, by_value);
+  return times[REPEATS / 2] / count;
+}
+
+typedef struct execution {
+  attend_plan *plan;
+  attend_direction direction;
+  input_set *sets;
+  int set_count;
+  void *workspace;
+  size_t workspace_bytes;
+} execution;
+
+static void execute(void *context, int number) {
+  execution *e = context;
+  const attend_args *args = &e->sets[number % e->set_count].args;
+  must((e->direction == ATTEND_FORWARD ? attend_forward : attend_backward)(e->plan, args, e->workspace,
+                                                                           e->workspace_bytes, NULL));
+}
+
+typedef struct copying {
+  char *from, *to;
+  size_t bytes;
+} copying;
+
+static void copy(void *context, int number) {
+  copying *c = context;
+  bool odd = number % 2;
+  must_driver(driver.copy((uint64_t)(uintptr_t)(odd ? c->from : c->to), (uint64_t)(uintptr_t)(odd ? c->to : c->from),
+                          c->bytes, NULL));
+}
+
+static double copy_bandwidth(double scale) {
+  copying c = {.bytes = (size_t)(1e9 * scale) / 256 * 256 + 256};
+  c.from = device_memory(c.bytes), c.to = device_memory(c.bytes);
+  median_time(copy, &c, 2);
+  double milliseconds = median_time(copy, &c, 10);
+  cuda_release(0, c.from);
+  cuda_release(0, c.to);
+  return 2 * (double)c.bytes / milliseconds * 1e-6;
+}
+
+static void time_case(timing_case c, attend_direction direction, double scale, double ceiling) {
+  static input_set sets[MOST_SETS];
+  if (scale < 1) c.batch = 1, c.k_len = c.k_len < 64 ? c.k_len : 64, c.q_len = c.q_len < 64 ? c.q_len : 64;
+  execution e = {.direction = direction, .sets = sets, .set_count = 1};
+  double bytes = make_set(&sets[0], &c, direction);
+  while (scale == 1 && e.set_count < MOST_SETS && bytes * e.set_count < ROTATED_BYTES)
+    make_set(&sets[e.set_count++], &c, direction);
+  attend_options options = {.flags = c.causal ? ATTEND_CAUSAL : 0};
+  attend_explanation explanation = {.size = sizeof explanation};
+  must(attend_explain(direction, &sets[0].args, &options, &explanation));
+  must(attend_plan_create(direction, &sets[0].args, &options, &e.plan));
+  e.workspace_bytes = attend_plan_workspace_bytes(e.plan);
+  must(cuda_allocate(0, e.workspace_bytes, &e.workspace));
+  double once = scale < 1 ? 1 : median_time(execute, &e, 2);
+  int count = scale < 1 ? 1 : (int)(5 / once) + 1;
+  double milliseconds = median_time(execute, &e, count);
+  double flops = 4.0 * (double)(c.batch * c.heads * c.q_len * c.k_len) * (double)c.dim *
+                 (c.causal && c.q_len > 1 ? 0.5 : 1) * (direction == ATTEND_BACKWARD ? 2.5 : 1);
+  double rate = bytes / milliseconds * 1e-6;
+  printf("%-22s %-9s %-30s %10.1f %8.0f %6.1f%% %9.2f\n", c.name, direction == ATTEND_FORWARD ? "forward" : "backward",
+         explanation.kernel, milliseconds * 1e3, rate, 100 * rate / ceiling, flops / milliseconds * 1e-9);
+  fflush(stdout);
+  attend_plan_destroy(e.plan);
+  cuda_release(0, e.workspace);
+  for (int i = 0; i < e.set_count; i++) free_set(&sets[i]);
+}
+
+int main(int argc, char **argv) {
+  double scale = argc > 1 ? atof(argv[1]) : 1;
+  attend_gpu gpu = {.size = sizeof gpu};
+  if (attend_gpu_at(0, &gpu)) {
+    printf("skipped: %s\n", attend_error_message());
+    return 77;
+  }
+  find_driver();
+  random_size = scale < 1 ? 4096 : 1 << 24;
+  random_bytes = malloc(random_size);
+  if (!random_bytes) return 1;
+  uint64_t state = 1;
+  for (size_t i = 0; i < random_size / 2;
+       i++) { /* as bf16: of either sign, from 1/16 to 2; as f32: their high halves */
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    uint16_t bits = (uint16_t)((state >> 63) << 15 | (0x3D80 + (state >> 33) % 0x280));
+    memcpy(random_bytes + 2 * i, &bits, 2);
+  }
+  /* Events need a current context: the primary one. */
+  cuda_scope scope;
+  must(cuda_enter(0, &scope));
+  double ceiling = copy_bandwidth(scale);
+  printf("%s, compute capability %d.%d, copy %.0f GB/s\n\n%-22s %-9s %-30s %10s %8s %7s %9s\n", gpu.name,
+         (int)gpu.major, (int)gpu.minor, ceiling, "case", "direction", "kernel", "us", "GB/s", "of copy", "TFLOP/s");
+  for (int i = 0; i < CASES; i++)
+    for (attend_direction d = ATTEND_FORWARD; d <= ATTEND_BACKWARD; d++)
+      if (d == ATTEND_FORWARD || cases[i].q_len > 1) time_case(cases[i], d, scale, ceiling);
+  cuda_leave(&scope);
+
+  free(random_bytes);
+  return 0;
+}
