@@ -4,7 +4,7 @@
 #define ATTEND_CEILING_H
 
 typedef struct ceilings {
-  double f32_gflops, bf16_gflops; /* fused multiply-adds; bf16 dot products where the CPU has them, else as f32 */
+  double f32_gflops, bf16_gflops; /* fused multiply-adds; bf16: dot products where they are faster */
   double read_gbytes;             /* reading memory */
   double stream_gbytes;           /* three reads to one streaming write, bytes of all four */
 } ceilings;
