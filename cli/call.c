@@ -202,10 +202,17 @@ bool cli_call_add_gradients(const cli_request *r, cli_call *c, io_error *error) 
   return true;
 }
 
+void cli_call_arrays(cli_call *c, io_array *arrays[CLI_ARRAYS]) {
+  io_array *all[] = {&c->q,   &c->k,   &c->v,     &c->mask, &c->bias, &c->alibi, &c->sink,   &c->kv_len, &c->d_out,
+                     &c->out, &c->lse, &c->probs, &c->d_q,  &c->d_k,  &c->d_v,   &c->d_bias, &c->d_sink};
+  _Static_assert(sizeof all == CLI_ARRAYS * sizeof *all, "every array");
+  memcpy(arrays, all, sizeof all);
+}
+
 void cli_call_free(cli_call *c) {
-  io_array *all[] = {&c->q,   &c->k,     &c->v,     &c->out, &c->mask, &c->bias, &c->alibi,  &c->sink,  &c->kv_len,
-                     &c->lse, &c->probs, &c->d_out, &c->d_q, &c->d_k,  &c->d_v,  &c->d_bias, &c->d_sink};
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++) io_array_free(all[i]);
+  io_array *all[CLI_ARRAYS];
+  cli_call_arrays(c, all);
+  for (int i = 0; i < CLI_ARRAYS; i++) io_array_free(all[i]);
   io_safetensors_free(&c->file);
 }
 
@@ -213,10 +220,19 @@ double cli_call_flops(const cli_request *r, const cli_call *c, bool backward) {
   const int64_t *q = c->q.shape, *v = c->v.shape;
   int64_t nk = v[c->v.tensor.ndim - 2], nq = q[2];
   double pairs = (double)nq * (double)nk;
-  if (r->options.flags & ATTEND_CAUSAL) {
-    double off = r->options.flags & ATTEND_TOP_LEFT ? 0 : (double)(nk - nq);
+  const attend_options *o = &r->options;
+  if (o->flags & (ATTEND_CAUSAL | ATTEND_WINDOW)) {
+    bool left = o->flags & ATTEND_WINDOW && o->window_left >= 0,
+         right = o->flags & ATTEND_WINDOW && o->window_right >= 0;
+    double off = o->flags & ATTEND_TOP_LEFT ? 0 : (double)(nk - nq);
     pairs = 0;
-    for (int64_t i = 0; i < nq; i++) pairs += fmax(0, fmin((double)nk, (double)i + off + 1));
+    for (int64_t i = 0; i < nq; i++) {
+      double first = 0, end = (double)nk, at = (double)i + off;
+      if (left) first = fmax(first, at - (double)o->window_left);
+      if (right) end = fmin(end, at + (double)o->window_right + 1);
+      if (o->flags & ATTEND_CAUSAL) end = fmin(end, at + 1);
+      pairs += fmax(0, end - first);
+    }
   }
   double forward = 2.0 * (double)q[0] * (double)q[1] * pairs * (double)(q[3] + v[c->v.tensor.ndim - 1]);
   return backward ? 2.5 * forward : forward;
@@ -224,16 +240,13 @@ double cli_call_flops(const cli_request *r, const cli_call *c, bool backward) {
 
 double cli_call_bytes(const cli_call *c, bool backward) {
   const attend_args *a = &c->args;
-  const attend_tensor *moved[] = {a->q,
-                                  a->k,
-                                  a->v,
-                                  a->out,
-                                  backward ? a->d_out : NULL,
-                                  backward ? a->d_q : NULL,
-                                  backward ? a->d_k : NULL,
-                                  backward ? a->d_v : NULL,
-                                  a->mask,
-                                  a->bias};
+  const attend_tensor *forward_only[] = {a->out, a->lse};
+  const attend_tensor *backward_only[] = {a->d_out, a->d_q, a->d_k, a->d_v, a->d_bias};
+  const attend_tensor *moved[10] = {a->q, a->k, a->v, a->mask, a->bias};
+  if (backward)
+    memcpy(&moved[5], backward_only, sizeof backward_only);
+  else
+    memcpy(&moved[5], forward_only, sizeof forward_only);
   double bytes = 0;
   for (size_t i = 0; i < sizeof moved / sizeof *moved; i++)
     if (moved[i]) bytes += (double)count_of(moved[i]) * (double)io_element_size(moved[i]->dtype);

@@ -5,7 +5,7 @@
  * type (three times for gradients), plus two units in the last place of the largest element. The naive computation here
  * is the reference with its scores and probabilities rounded to the type. For f64 it is made in f32 and its error
  * scaled down, and the gate is twice as wide: there the reference errs as much as what it judges. */
-#include "cli.h"
+#include "device.h"
 
 #include "api/element.h"
 
@@ -15,8 +15,9 @@
 #include <time.h>
 
 static const char help[] =
-    "usage: attend check [--seed N] [--kernel NAME] [--backend LIST] [--threads N] [--json]\n\n"
-    "Run every usable kernel over a grid of shapes and options on random inputs (--seed repeats one run)\n"
+    "usage: attend check [--seed N] [--kernel NAME] [--backend LIST] [--device cpu|cuda[:N]] [--threads N] [--json]\n\n"
+    "Run every usable kernel, of the CPU and of a GPU (by default the first) or of --device alone, over a grid of\n"
+    "shapes and options on random inputs (--seed repeats one run)\n"
     "and compare with the f64 reference. Exit status 1 if any kernel is beyond rounding.\n";
 
 typedef struct variant {
@@ -156,10 +157,14 @@ static bool compare(const cli_request *r, const variant *v, const attend_kernel 
   }
   q.options.backends = k->backend;
   q.options.kernel = k->name;
+  const attend_device device = {k->device, k->device == ATTEND_CUDA ? r->device.id : 0};
+  if (good) good = device_take(device, c, error);
   attend_status s = !good      ? ATTEND_OK
                     : backward ? attend_backward_once(&c->args, &q.options)
                                : attend_forward_once(&c->args, &q.options);
   if (good && s && s != ATTEND_ERROR_NO_BACKEND) good = io_fail(error, "%s: %s", v->says, attend_error_message());
+  io_error second;
+  good = device_return(device, c, good ? error : &second) && good;
   result->served = good && !s;
   for (int i = 0; good && !s && i < count; i++) {
     double largest, e = cli_largest_difference(&found[i]->tensor, &exact[i].tensor, &largest);
@@ -214,6 +219,8 @@ int cli_check(int argc, char **argv) {
   cli_request r;
   int code = cli_parse("check", help, argc, argv, &r);
   if (code >= 0) return code;
+  io_error missing;
+  if (!device_usable(r.device, &missing)) return cli_error("%s", missing.text);
   const attend_dtype dtypes[] = {ATTEND_F32, ATTEND_F16, ATTEND_BF16, ATTEND_F64};
   uint64_t seed = r.seed ? r.seed : (uint64_t)time(NULL);
   double start = cli_seconds();
@@ -225,12 +232,11 @@ int cli_check(int argc, char **argv) {
   attend_kernel k = {.size = sizeof k};
   for (int64_t i = 0; attend_kernel_at(i, &k) == ATTEND_OK; i++) {
     if (k.backend == ATTEND_BACKEND_REFERENCE || (r.options.backends && !(k.backend & r.options.backends)) ||
-        (r.options.kernel && strcmp(r.options.kernel, k.name)))
+        (r.options.kernel && strcmp(r.options.kernel, k.name)) || (r.has_device && r.device.type != k.device))
       continue;
-    if (!k.usable || k.device != ATTEND_CPU) {
+    if (!k.usable) {
       skipped++;
-      if (!r.json)
-        printf("%-36s %-5s skipped: %s\n", k.name, cli_dtype_name(k.dtype), k.usable ? "a GPU kernel" : k.reason);
+      if (!r.json) printf("%-36s %-5s skipped: %s\n", k.name, cli_dtype_name(k.dtype), k.reason);
       continue;
     }
     for (int d = 0; d < 4; d++) {

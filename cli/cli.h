@@ -13,7 +13,7 @@ typedef struct cli_request {
   bool has_shape, bnhd, backward, json, check, no_progress;
   int64_t batch, heads, kv_heads, q_len, k_len, head_dim, v_dim;
   attend_dtype dtype;
-  bool has_dtype;
+  bool has_dtype, has_device;
   attend_device device;
   attend_options options;
   char kernel[ATTEND_NAME_SIZE];
@@ -37,12 +37,19 @@ void cli_progress(const cli_request *request, double start, const char *format, 
     __attribute__((format(printf, 3, 4)));
 void cli_print_json(cJSON *json); /* and delete it */
 
+enum { CLI_ARRAYS = 17, CLI_FIRST_RESULT = 9 };
+
 /* All tensors of a call, owned. */
 typedef struct cli_call {
-  io_array q, k, v, out, mask, bias, alibi, sink, kv_len, lse, probs, d_out, d_q, d_k, d_v, d_bias, d_sink;
+  io_array q, k, v, mask, bias, alibi, sink, kv_len, d_out;
+  io_array out, lse, probs, d_q, d_k, d_v, d_bias, d_sink; /* results */
   attend_args args;
   io_tensors file;
+  void *on_host[CLI_ARRAYS]; /* see device.h */
 } cli_call;
+
+/* The arrays in the order above. */
+void cli_call_arrays(cli_call *call, io_array *arrays[CLI_ARRAYS]);
 
 /* Inputs from the request's files, or random ones of its shape and types. */
 bool cli_call_make(const cli_request *request, uint64_t random_seed, cli_call *call, io_error *error);
@@ -50,8 +57,9 @@ bool cli_call_make(const cli_request *request, uint64_t random_seed, cli_call *c
 bool cli_call_add_gradients(const cli_request *request, cli_call *call, io_error *error);
 bool cli_call_add_probs(cli_call *call, io_error *error);
 void cli_call_free(cli_call *call);
-/* Multiply-adds count twice; causal counts the visible half. Forward or backward of the request. */
+/* Multiply-adds count twice; of causal and window what is visible counts. Forward or backward of the request. */
 double cli_call_flops(const cli_request *request, const cli_call *call, bool backward);
+/* What has to move, once: backward can be done without out and lse, which therefore do not count. */
 double cli_call_bytes(const cli_call *call, bool backward);
 void cli_fill_random(io_array *array, uint64_t *state);                                         /* uniform in [-1, 1] */
 double cli_largest_difference(const attend_tensor *a, const attend_tensor *b, double *largest); /* NaN equals NaN */

@@ -11,7 +11,7 @@ int cli_explain(int argc, char **argv) {
   cli_request r;
   int code = cli_parse("explain", help, argc, argv, &r);
   if (code >= 0) return code;
-  cli_call c;
+  cli_call c = {.args = {.size = 0}};
   io_error error;
   attend_explanation e = {.size = sizeof e};
   code = EXIT_BAD_INPUT;

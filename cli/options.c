@@ -337,7 +337,7 @@ int cli_parse(const char *command, const char *help, int argc, char **argv, cli_
       r->options.kernel = r->kernel;
       break;
     case F_DEVICE:
-      good = device(optarg, &r->device);
+      good = r->has_device = device(optarg, &r->device);
       break;
     case F_THREADS:
       good = integer(&rest, &n) && !*rest && n >= 0 && n <= 65536;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* attend view: attention maps of chosen heads as one labelled picture. */
-#include "cli.h"
+#include "device.h"
 
 #include "api/element.h"
 
@@ -185,10 +185,13 @@ int cli_view(int argc, char **argv) {
   int code = cli_parse("view", help, argc, argv, &r);
   if (code >= 0) return code;
   if (!r.out) return cli_error("view: expected --out FILE.png");
-  cli_call c;
+  cli_call c = {.args = {.size = 0}};
   io_error error;
-  bool good = cli_call_make(&r, 1, &c, &error) && cli_call_add_probs(&c, &error);
+  bool good = device_usable(r.device, &error) && cli_call_make(&r, 1, &c, &error) && cli_call_add_probs(&c, &error) &&
+              device_take(r.device, &c, &error);
   if (good && attend_forward_once(&c.args, &r.options)) good = io_fail(&error, "%s", attend_error_message());
+  io_error second;
+  good = device_return(r.device, &c, good ? &error : &second) && good;
   if (good) good = draw(&r, &c, &error);
   if (!good) cli_error("%s", error.text);
   cli_call_free(&c);
