@@ -87,6 +87,7 @@ enum { BYTES = 256 << 20 }; /* a thread: several times what of the last cache is
 
 typedef struct worker {
   pthread_t thread;
+  pthread_mutex_t *gate; /* held until the barrier is there: only then is it known how many meet */
   pthread_barrier_t *meet;
   int what;
   flops_loop loop;
@@ -159,9 +160,12 @@ static void pass_over_memory(worker *w, bool ask) {
 
 static void *work(void *context) {
   worker *w = context;
+  pthread_mutex_lock(w->gate);
+  pthread_mutex_unlock(w->gate);
+  if (!w->meet) return NULL;
   w->seconds = 1e30;
   double most = 0;
-  for (int repeat = 0; repeat < 5; repeat++) {
+  for (int repeat = 0, repeats = w->what == MEASURE_FLOPS ? 40 : 8; repeat < repeats; repeat++) {
     pthread_barrier_wait(w->meet);
     double start = cli_seconds();
     if (w->what == MEASURE_FLOPS)
@@ -174,35 +178,32 @@ static void *work(void *context) {
   return NULL;
 }
 
-/* Sum of the threads' rates, in 1e9 a second. */
+/* Sum of the threads' rates, in 1e9 a second; 0 if there are not as many threads, or not the memory. */
 static double measure(int threads, int what, flops_loop loop) {
   worker *w = calloc((size_t)threads, sizeof *w);
+  pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
   pthread_barrier_t meet;
   double rate = 0;
-  int made = 0;
-  if (!w || pthread_barrier_init(&meet, NULL, (unsigned)threads)) {
-    free(w);
-    return 0;
+  int made = 1; /* the caller is the first */
+  bool good = w != NULL;
+  for (int i = 0; good && i < threads; i++) {
+    w[i] = (worker){.what = what, .loop = loop, .meet = &meet, .gate = &gate};
+    if (what == MEASURE_FLOPS) continue;
+    good = (w[i].memory = aligned_alloc(64, BYTES)) != NULL;
+    if (good) memset(w[i].memory, i + 1, BYTES);
   }
-  bool good = true;
-  for (int i = 0; i < threads && what != MEASURE_FLOPS; i++) {
-    w[i].memory = aligned_alloc(64, BYTES);
-    if (w[i].memory)
-      memset(w[i].memory, i + 1, BYTES);
-    else
-      good = false;
-  }
-  for (; good && made < threads; made++) {
-    w[made].what = what, w[made].loop = loop, w[made].meet = &meet;
-    if (made && pthread_create(&w[made].thread, NULL, work, &w[made])) abort(); /* the others wait at the barrier */
-  }
-  if (good) work(&w[0]);
-  for (int i = 0; i < made; i++) {
+  pthread_mutex_lock(&gate);
+  while (good && made < threads && !pthread_create(&w[made].thread, NULL, work, &w[made])) made++;
+  bool meeting = good && !pthread_barrier_init(&meet, NULL, (unsigned)made);
+  for (int i = 0; good && !meeting && i < made; i++) w[i].meet = NULL;
+  pthread_mutex_unlock(&gate);
+  if (meeting) work(&w[0]);
+  for (int i = 0; good && i < made; i++) {
     if (i) pthread_join(w[i].thread, NULL);
-    rate += w[i].amount / w[i].seconds * 1e-9;
+    if (meeting && made == threads) rate += w[i].amount / w[i].seconds * 1e-9;
   }
-  for (int i = 0; i < threads; i++) free(w[i].memory);
-  pthread_barrier_destroy(&meet);
+  for (int i = 0; w && i < threads; i++) free(w[i].memory);
+  if (meeting) pthread_barrier_destroy(&meet);
   free(w);
   return rate;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What this machine allows, measured now: the ceilings that `attend bench` divides by. */
+/* What this machine allows: the ceilings that `attend bench` divides by. */
 #ifndef ATTEND_CEILING_H
 #define ATTEND_CEILING_H
 
@@ -9,6 +9,9 @@ typedef struct ceilings {
   double stream_gbytes;           /* three reads to one streaming write, bytes of all four */
 } ceilings;
 
+/* Of the CPU, measured now. 0 where it cannot be: no memory, or no threads. */
 ceilings measure_ceilings(int threads);
+/* Of a GPU, from its clocks and units. 0 where the driver does not tell. */
+ceilings gpu_ceilings(int ordinal);
 
 #endif

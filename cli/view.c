@@ -21,15 +21,19 @@ static const char *const font[] = {
 
 enum { CHAR_W = 6, CHAR_H = 9, GAP = 14, BAR_W = 12 };
 
+/* Drawn in dots of `zoom` pixels squared, so that letters of nine dots can be read on today's screens. */
 typedef struct picture {
   unsigned char *rgb;
-  int width, height;
+  int width, height, zoom; /* width and height in dots */
 } picture;
 
 static void dot(picture *p, int x, int y, int r, int g, int b) {
   if (x < 0 || y < 0 || x >= p->width || y >= p->height) return;
-  unsigned char *at = p->rgb + 3 * ((size_t)y * (size_t)p->width + (size_t)x);
-  at[0] = (unsigned char)r, at[1] = (unsigned char)g, at[2] = (unsigned char)b;
+  for (int row = y * p->zoom; row < (y + 1) * p->zoom; row++)
+    for (int column = x * p->zoom; column < (x + 1) * p->zoom; column++) {
+      unsigned char *at = p->rgb + 3 * ((size_t)row * (size_t)(p->width * p->zoom) + (size_t)column);
+      at[0] = (unsigned char)r, at[1] = (unsigned char)g, at[2] = (unsigned char)b;
+    }
 }
 
 /* From left to right, or upwards from (x, y). */
@@ -47,8 +51,7 @@ static void text(picture *p, int x, int y, const char *s, bool upwards) {
   }
 }
 
-/* Dark blue over green to yellow: three straight lines through CIE-like lightness, so that grey prints keep the order.
- */
+/* Five stops of the viridis map: lightness grows along it, so that grey prints keep the order. */
 static void colour(double p, int *r, int *g, int *b) {
   static const double stops[5][3] = {{68, 1, 84}, {59, 82, 139}, {33, 145, 140}, {94, 201, 98}, {253, 231, 37}};
   if (!(p >= 0)) {
@@ -108,15 +111,18 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
   int rows = (count + columns - 1) / columns, map_w = label + (int)nk * cell + GAP,
       map_h = (int)nq * cell + CHAR_H + (tokens_below ? 11 * CHAR_W : CHAR_H) + GAP + 4;
   picture p = {.width = columns * map_w + 2 * GAP + BAR_W + 5 * CHAR_W, .height = rows * map_h + 3 * GAP + CHAR_H};
-  if ((double)p.width * p.height > 1e9 || !(p.rgb = malloc((size_t)p.width * (size_t)p.height * 3))) {
+  p.zoom = longest <= 160 ? 2 : 1;
+  double pixels = (double)p.width * p.height * p.zoom * p.zoom;
+  if (pixels > 1e9 || !(p.rgb = malloc((size_t)pixels * 3))) {
     free(shown);
     cJSON_Delete(metadata);
     cJSON_Delete(lists);
-    return io_fail(error, "out of memory: a picture of %d x %d", p.width, p.height);
+    return io_fail(error, "out of memory: a picture of %d x %d", p.width * p.zoom, p.height * p.zoom);
   }
-  memset(p.rgb, 255, (size_t)p.width * (size_t)p.height * 3);
+  memset(p.rgb, 255, (size_t)pixels * 3);
   char line[256];
-  snprintf(line, sizeof line, "attention probabilities, query down, key across: %s %s batch %lld",
+  snprintf(line, sizeof line,
+           "Attention probabilities, query down, key across, square-root colour scale. %s %s sequence %lld",
            r->tensors ? r->tensors : "", r->prefix, (long long)r->batch_shown);
   text(&p, GAP, GAP, line, false);
   int at = 0;
@@ -172,7 +178,7 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
     snprintf(line, sizeof line, "%g", ticks[i]);
     text(&p, bar_x + BAR_W + 4, bar_y + (int)((1 - sqrt(ticks[i])) * (bar_h - 1)) - CHAR_H / 2, line, false);
   }
-  bool good = io_png_write(r->out, p.rgb, p.width, p.height, error);
+  bool good = io_png_write(r->out, p.rgb, p.width * p.zoom, p.height * p.zoom, error);
   free(p.rgb);
   free(shown);
   cJSON_Delete(metadata);
