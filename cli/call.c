@@ -109,15 +109,21 @@ static bool convert(io_array *a, attend_dtype dtype, io_error *error) {
   return true;
 }
 
-/* The file's tensor `name`, or the .npy file `path`; *found says whether there is one. */
+/* The tensor `name` of --tensors, or NULL. Only q, k and v have to be there with the prefix: the others may be shared.
+ */
+static const io_array *in_file(const cli_request *r, const cli_call *c, const char *name) {
+  char full[IO_NAME_SIZE];
+  snprintf(full, sizeof full, "%s%s", r->prefix, name);
+  const io_array *in = r->tensors ? io_safetensors_find(&c->file, full) : NULL;
+  return in || !r->tensors || strlen(name) == 1 ? in : io_safetensors_find(&c->file, name);
+}
+
+/* The .npy file `path`, or the file's tensor `name`; *found says whether there is one. */
 static bool load(const cli_request *r, cli_call *c, const char *path, const char *name, io_array *a, bool *found,
                  io_error *error) {
   *found = true;
   if (path) return io_npy_read(path, a, error);
-  char full[IO_NAME_SIZE];
-  snprintf(full, sizeof full, "%s%s", r->prefix, name);
-  const io_array *in = r->tensors ? io_safetensors_find(&c->file, full) : NULL;
-  if (!in && r->tensors && !strcmp(name, "mask")) in = io_safetensors_find(&c->file, name); /* shared by all prefixes */
+  const io_array *in = in_file(r, c, name);
   *found = in != NULL;
   if (!in) return true;
   *a = *in;
@@ -199,7 +205,7 @@ static bool new_like(const cli_request *r, const io_array *of, io_array *a, io_e
 
 bool cli_call_add_gradients(const cli_request *r, cli_call *c, io_error *error) {
   attend_args *a = &c->args;
-  if (r->d_out || (r->tensors && io_safetensors_find(&c->file, "d_out"))) {
+  if (r->d_out || in_file(r, c, "d_out")) {
     if (!load_heads(r, c, r->d_out, "d_out", &c->d_out, error)) return false;
   } else {
     uint64_t state = 12345;
