@@ -81,32 +81,42 @@ static int short_tiles(const attend_problem *p, int scores, int values) {
 
 /* ---- Rows as reals ---- */
 
-/* `pairs`: whole pairs of vectors are in the order of lanes_load_pair. */
-WORD void short_pack_as(real *out, const attend_matrix *m, int rows, int64_t columns, bool pairs, attend_type type) {
+/* 2 * LANES elements of a row whose columns are `col` apart, side by side; and back. */
+static void short_gather(void *to, const char *from, int64_t col, int64_t size) {
+  for (int64_t i = 0; i < 2 * LANES; i++) memcpy((char *)to + i * size, from + i * col * size, (size_t)size);
+}
+static void short_scatter(char *to, const void *from, int64_t col, int64_t size) {
+  for (int64_t i = 0; i < 2 * LANES; i++) memcpy(to + i * col * size, (const char *)from + i * size, (size_t)size);
+}
+
+/* Whole pairs of vectors are in the order of lanes_load_pair, whatever the strides: sums along a row take that order,
+ * and a layout must not change their bits. */
+WORD void short_pack_as(real *out, const attend_matrix *m, int rows, int64_t columns, attend_type type) {
   int64_t padded = round_up(columns, LANES), size = (int64_t)attend_type_size(type);
   for (int r = 0; r < rows; r++, out += padded) {
     int64_t c = 0, index = r * m->row;
-    if (pairs)
-      for (; c + 2 * LANES <= columns; c += 2 * LANES) {
-        lanes x[2];
-        lanes_load_pair(m->data + (index + c) * size, x, type);
-        lanes_store(out + c, x[0]);
-        lanes_store(out + c + LANES, x[1]);
-      }
+    for (; c + 2 * LANES <= columns; c += 2 * LANES) {
+      real copy[2 * LANES];
+      const char *from = m->data + (index + c * m->col) * size;
+      if (m->col != 1) short_gather(copy, from, m->col, size);
+      lanes x[2];
+      lanes_load_pair(m->col == 1 ? from : (const char *)copy, x, type);
+      lanes_store(out + c, x[0]);
+      lanes_store(out + c + LANES, x[1]);
+    }
     if (c < columns) pack_row(out + c, m->data, index + c * m->col, m->col, columns - c, padded - c, type);
   }
 }
 /* Rows readable in whole vectors: in place, or packed into `buffer` and padded with 0. */
-static key_rows short_rows(const attend_matrix *m, int rows, int64_t columns, bool pairs, attend_type type,
-                           real *buffer) {
+static key_rows short_rows(const attend_matrix *m, int rows, int64_t columns, attend_type type, real *buffer) {
   if (type == REAL_TYPE && m->col == 1 && columns % LANES == 0)
     return (key_rows){(const real *)(const void *)m->data, m->row};
   if (type == TYPE_F16)
-    short_pack_as(buffer, m, rows, columns, pairs, TYPE_F16);
+    short_pack_as(buffer, m, rows, columns, TYPE_F16);
   else if (type == TYPE_BF16)
-    short_pack_as(buffer, m, rows, columns, pairs, TYPE_BF16);
+    short_pack_as(buffer, m, rows, columns, TYPE_BF16);
   else
-    short_pack_as(buffer, m, rows, columns, pairs, REAL_TYPE);
+    short_pack_as(buffer, m, rows, columns, REAL_TYPE);
   return (key_rows){buffer, round_up(columns, LANES)};
 }
 
@@ -213,7 +223,6 @@ typedef struct short_product {
   attend_matrix out; /* data NULL: the sums stay in `sums` */
   real *sums;        /* [rows][columns padded to lanes], begins with them; NULL: begin with 0 */
   bool add;
-  bool pairs;   /* as x was packed; natural order if not */
   bool stream;  /* past the cache */
   bool *finite; /* NULL: not wanted; else becomes false if a term of NaN or Inf was added, visible or not */
   short_ahead *ahead;
@@ -221,12 +230,19 @@ typedef struct short_product {
 
 /* What is not just stored: added, strided, a tail. */
 static void short_store_rest(const short_product *t, int r, int64_t c, const real *y, int n, attend_type type) {
-  if (t->pairs && c + 2 * LANES <= t->columns) {
-    char *at = t->out.data + (r * t->out.row + c) * (int64_t)attend_type_size(type);
-    lanes factor = lanes_set1(t->factor[r]), before[2] = {lanes_zero(), lanes_zero()};
-    if (t->add) lanes_load_pair(at, before, type);
-    lanes sum[2] = {lanes_fma(lanes_load(y), factor, before[0]), lanes_fma(lanes_load(y + LANES), factor, before[1])};
+  if (c + 2 * LANES <= t->columns) {
+    real copy[2 * LANES];
+    int64_t size = (int64_t)attend_type_size(type), col = t->out.col;
+    char *to = t->out.data + (r * t->out.row + c * col) * size, *at = col == 1 ? to : (char *)copy;
+    lanes factor = lanes_set1(t->factor[r]), sum[2] = {lanes_load(y), lanes_load(y + LANES)}, before[2];
+    if (t->add) {
+      if (col != 1) short_gather(copy, to, col, size);
+      lanes_load_pair(at, before, type);
+    }
+    for (int v = 0; v < 2; v++) /* without `add` as the tile does: adding 0 would lose the sign of -0 */
+      sum[v] = t->add ? lanes_fma(sum[v], factor, before[v]) : lanes_mul(sum[v], factor);
     lanes_store_pair(at, sum, type);
+    if (col != 1) short_scatter(to, copy, col, size);
     return;
   }
   int64_t width = t->columns - c < n ? t->columns - c : n;
@@ -262,7 +278,7 @@ WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, i
   short_ahead_rows(t->ahead, t->ahead->pace);
   int64_t size = (int64_t)attend_type_size(type), step = t->out.row * size;
   char *at = t->out.data + r0 * step + c * size;
-  if (wide == 2 && t->pairs && t->out.data && !t->sums && !t->add) {
+  if (wide == 2 && t->out.col == 1 && t->out.data && !t->sums && !t->add) {
 #pragma GCC unroll 8
     for (int r = 0; r < n; r++) {
       lanes factor = lanes_set1(t->factor[r0 + r]), y[2] = {lanes_mul(sum[r][0], factor), lanes_mul(sum[r][1], factor)};
@@ -340,14 +356,6 @@ static bool short_streams(const attend_problem *p, const attend_operands *o, ope
   int64_t steps = (l->batch | l->head | l->row) * size | (int64_t)(uintptr_t)o->data[id];
   return o->data[id] && l->col == 1 && columns % (2 * LANES) == 0 && steps % 64 == 0 && !p->accumulate &&
          rows * columns * size > attend_cpu_cache_sizes().second * p->threads;
-}
-
-/* Are rows contiguous in all of these that are there? Then pairs of vectors may be in any order. */
-static bool short_pairs(const attend_problem *p, operand_id a, operand_id b, operand_id c, operand_id d) {
-  const operand_id all[] = {a, b, c, d};
-  for (int i = 0; i < 4; i++)
-    if (attend_has(p, all[i]) && p->layout[all[i]].col != 1) return false;
-  return true;
 }
 
 /* Does the whole problem consist of short sequences? Only sizes that every sequence has may decide, so that the choice

@@ -12,7 +12,7 @@ typedef struct short_backward_context {
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
-  bool stream_q, stream_k, stream_v, k_pairs, v_pairs;
+  bool stream_q, stream_k, stream_v;
 } short_backward_context;
 
 typedef struct short_backward_scratch {
@@ -88,10 +88,10 @@ static void short_backward_head(const short_backward_context *c, const short_ran
     scale[i] = (real)p->scale;
     one[i] = 1;
   }
-  key_rows q = short_rows(&s->q, queries, p->head_dim, c->k_pairs, p->type, w->q);
-  key_rows k = short_rows(&s->k, keys, p->head_dim, c->k_pairs, p->type, w->k);
-  key_rows v = short_rows(&s->v, keys, p->v_dim, c->v_pairs, p->type, w->v);
-  key_rows d_out = short_rows(&s->d_out, queries, p->v_dim, c->v_pairs, p->type, w->d_out);
+  key_rows q = short_rows(&s->q, queries, p->head_dim, p->type, w->q);
+  key_rows k = short_rows(&s->k, keys, p->head_dim, p->type, w->k);
+  key_rows v = short_rows(&s->v, keys, p->v_dim, p->type, w->v);
+  key_rows d_out = short_rows(&s->d_out, queries, p->v_dim, p->type, w->d_out);
   score_tile tile = {.problem = p, .slice = s, .rows = queries, .keys = keys, .width = width, .s = w->p};
   bool may_hide = range->keys.all_first > 0 || range->keys.all_last < keys || s->mask.data || s->bias.data;
   if (may_hide) tile.visible = w->visible;
@@ -108,17 +108,17 @@ static void short_backward_head(const short_backward_context *c, const short_ran
 
   short_product d_q = {.a = w->ds, .visible = careful, .a_step = width, .x = k, .rows = queries};
   d_q.first = range->first_key, d_q.last = range->last_key, d_q.columns = p->head_dim, d_q.factor = scale;
-  d_q.out = s->d_q, d_q.add = p->accumulate, d_q.stream = c->stream_q, d_q.pairs = c->k_pairs, d_q.ahead = ahead;
+  d_q.out = s->d_q, d_q.add = p->accumulate, d_q.stream = c->stream_q, d_q.ahead = ahead;
   if (s->d_q.data) short_multiply(&d_q, p->type);
   short_product d_k = {.a = w->ds, .visible = careful, .a_step = width, .along = true, .x = q, .rows = keys};
   d_k.first = range->first_query, d_k.last = range->last_query, d_k.columns = p->head_dim, d_k.factor = scale;
-  d_k.add = p->accumulate, d_k.stream = c->stream_k, d_k.pairs = c->k_pairs, d_k.ahead = ahead;
+  d_k.add = p->accumulate, d_k.stream = c->stream_k, d_k.ahead = ahead;
   d_k.sums = first && last ? NULL : w->d_k;
   if (last) d_k.out = s->d_k;
   if (s->d_k.data) short_multiply(&d_k, p->type);
   short_product d_v = {.a = w->p, .visible = careful, .a_step = width, .along = true, .x = d_out, .rows = keys};
   d_v.first = range->first_query, d_v.last = range->last_query, d_v.columns = p->v_dim, d_v.factor = one;
-  d_v.add = p->accumulate, d_v.stream = c->stream_v, d_v.pairs = c->v_pairs, d_v.ahead = ahead;
+  d_v.add = p->accumulate, d_v.stream = c->stream_v, d_v.ahead = ahead;
   d_v.sums = first && last ? NULL : w->d_v;
   if (last) d_v.out = s->d_v;
   if (s->d_v.data) short_multiply(&d_v, p->type);
@@ -190,9 +190,7 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                               .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                               .stream_q = short_streams(p, operands, OPERAND_D_Q, q_rows, p->head_dim),
                               .stream_k = short_streams(p, operands, OPERAND_D_K, k_rows, p->head_dim),
-                              .stream_v = short_streams(p, operands, OPERAND_D_V, k_rows, p->v_dim),
-                              .k_pairs = short_pairs(p, OPERAND_Q, OPERAND_K, OPERAND_D_Q, OPERAND_D_K),
-                              .v_pairs = short_pairs(p, OPERAND_V, OPERAND_D_OUT, OPERAND_D_V, OPERAND_D_V)};
+                              .stream_v = short_streams(p, operands, OPERAND_D_V, k_rows, p->v_dim)};
   int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   attend_for_each(services, (int)choice->threads, items, short_backward_item, &c);
   return ATTEND_OK;

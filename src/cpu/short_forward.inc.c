@@ -8,7 +8,7 @@ typedef struct short_forward_context {
   char *workspace;
   size_t bytes_per_worker;
   int64_t group; /* query heads that share keys */
-  bool stream, k_pairs, v_pairs, options;
+  bool stream, options;
 } short_forward_context;
 
 typedef struct short_forward_scratch {
@@ -64,8 +64,8 @@ static void short_softmax(real *s, int width, int keys, real sink, real scale, r
 static void short_forward_scores(const short_forward_context *f, const short_ranges *range, const short_forward_pair *x,
                                  const short_forward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = f->problem;
-  key_rows q = short_rows(&x->q, (int)p->q_len, p->head_dim, f->k_pairs, p->type, w->q);
-  key_rows k = short_rows(&x->k, (int)p->k_len, p->head_dim, f->k_pairs, p->type, w->k);
+  key_rows q = short_rows(&x->q, (int)p->q_len, p->head_dim, p->type, w->q);
+  key_rows k = short_rows(&x->k, (int)p->k_len, p->head_dim, p->type, w->k);
   short_scores(x->s, (int)round_up(p->q_len, LANES), &q, (int)p->q_len, &k, range, p->head_dim, score_factor(p), ahead);
 }
 
@@ -101,7 +101,7 @@ static bool short_forward_values(const short_forward_context *f, const short_ran
   short_product o = {.a = x->s,
                      .visible = visible,
                      .a_step = round_up(p->q_len, LANES),
-                     .x = short_rows(&x->v, (int)p->k_len, p->v_dim, f->v_pairs, p->type, w->v),
+                     .x = short_rows(&x->v, (int)p->k_len, p->v_dim, p->type, w->v),
                      .rows = (int)p->q_len,
                      .first = range->first_key,
                      .last = range->last_key,
@@ -109,7 +109,6 @@ static bool short_forward_values(const short_forward_context *f, const short_ran
                      .factor = x->factor,
                      .out = x->out,
                      .stream = f->stream,
-                     .pairs = f->v_pairs,
                      .finite = visible ? NULL : &finite,
                      .ahead = ahead};
   short_multiply(&o, p->type);
@@ -192,9 +191,7 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                              .group = p->heads / p->kv_heads,
                              .options = short_has_options(p),
                              .stream =
-                                 short_streams(p, operands, OPERAND_OUT, p->batch * p->heads * p->q_len, p->v_dim),
-                             .k_pairs = short_pairs(p, OPERAND_Q, OPERAND_K, OPERAND_K, OPERAND_K),
-                             .v_pairs = short_pairs(p, OPERAND_V, OPERAND_OUT, OPERAND_OUT, OPERAND_OUT)};
+                                 short_streams(p, operands, OPERAND_OUT, p->batch * p->heads * p->q_len, p->v_dim)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);
   return ATTEND_OK;
