@@ -35,6 +35,9 @@ attend_status attend_check_host_indices(const attend_problem *problem, const att
 /* Do elements of an output lie in another operand, or twice in the output? */
 attend_status attend_check_overlap(const attend_plan *plan, const attend_operands *operands);
 
+/* Without query heads: writes what there is to write and returns true; false if a kernel must run. */
+bool attend_run_without_heads(const attend_plan *plan, const attend_operands *operands);
+
 /* Choose a kernel among those allowed; explanation may be NULL. */
 attend_status attend_choose(attend_plan *plan, const attend_options *options, attend_explanation *explanation);
 

@@ -70,6 +70,7 @@ static attend_status execute(attend_direction direction, const attend_plan *plan
     return attend_fail(ATTEND_ERROR_WORKSPACE, "workspace: expected a multiple of %d, got %p",
                        ATTEND_WORKSPACE_ALIGNMENT, workspace);
   if ((s = bind_checked(plan, args, &operands))) return s;
+  if (attend_run_without_heads(plan, &operands)) return ATTEND_OK;
   return plan->choice.kernel->run(&plan->problem, &plan->choice, &operands, &plan->services, workspace, stream);
 }
 
@@ -196,6 +197,7 @@ static attend_status once(attend_direction direction, const attend_args *caller_
   if (args.k_offsets && !options.max_k_len && args.k_offsets->device.type == ATTEND_CPU)
     options.max_k_len = longest(args.k_offsets);
   if ((s = make(direction, &args, &options, &plan, NULL)) || (s = bind_checked(&plan, &args, &operands))) return s;
+  if (attend_run_without_heads(&plan, &operands)) return ATTEND_OK;
   return plan.problem.device.type == ATTEND_CUDA ? once_on_gpu(&plan, &operands) : once_on_cpu(&plan, &operands);
 }
 
