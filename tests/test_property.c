@@ -4,7 +4,7 @@
  *
  *   ATTEND_TEST_SECONDS=600 ATTEND_TEST_SEED=1000 tests/test_property     more problems, from another seed
  *   ATTEND_TEST_ONLY=forward_f32_tiled_avx2 …                             one kernel */
-#include "support/gate.h"
+#include "support/judge.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,10 +12,7 @@
 #include <cmocka.h>
 
 #include <inttypes.h>
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 static double now(void) {
@@ -29,74 +26,6 @@ static double from_environment(const char *name, double otherwise) {
   return text ? atof(text) : otherwise;
 }
 
-/* One problem with the reference's and the naive answers. */
-typedef struct answered {
-  test_problem p;
-  run_outputs reference, naive[NAIVE_ORDERS];
-} answered;
-
-static bool answer(answered *a, const problem_spec *spec, attend_direction direction) {
-  problem_make(&a->p, spec);
-  if (direction == ATTEND_BACKWARD) run_for_backward(&a->p);
-  attend_status status = run_kernel(&a->p, direction, NULL, 2, &a->reference);
-  if (status != ATTEND_OK) {
-    print_message("ATTEND_TEST_SEED=%" PRIu64 ": reference: %s\n", spec->seed, attend_error_message());
-    problem_free(&a->p);
-    return false;
-  }
-  for (int n = 0; n < NAIVE_ORDERS; n++) run_naive(&a->p, direction, n, &a->naive[n]);
-  return true;
-}
-
-static void answer_free(answered *a) {
-  run_free(&a->reference);
-  for (int n = 0; n < NAIVE_ORDERS; n++) run_free(&a->naive[n]);
-  problem_free(&a->p);
-}
-
-static gate_result judge(answered *a, attend_direction direction, const char *kernel, attend_status *status) {
-  run_outputs outputs;
-  *status = run_kernel(&a->p, direction, kernel, a->p.options.threads, &outputs);
-  gate_result result = {.passed = *status == ATTEND_OK, .id = OPERAND_COUNT};
-  if (!result.passed) {
-    snprintf(result.message, sizeof result.message, "%s", attend_error_message());
-    return result;
-  }
-  result = check_gate(&a->p, direction, &outputs, &a->reference, a->naive);
-  if (result.passed) result = check_gaps(direction, &outputs);
-  run_free(&outputs);
-  return result;
-}
-
-/* The naive error of a small problem is small by luck now and then: a kernel that misses the gate is judged again by
- * the largest errors, its own and the naive, over as many other problems of the same kind. */
-enum { MORE_PROBLEMS = 16 };
-static bool passes_with_more_data(const problem_spec *first, attend_direction direction, const char *kernel,
-                                  gate_result *result) {
-  static answered a;
-  double error = result->error, naive_error = result->naive_error, largest = result->largest;
-  operand_id id = result->id;
-  for (int n = 1; n <= MORE_PROBLEMS; n++) {
-    problem_spec spec = *first;
-    spec.seed = first->seed + (uint64_t)n * 1000003;
-    if (!answer(&a, &spec, direction)) return false;
-    attend_status status;
-    run_outputs outputs;
-    status = run_kernel(&a.p, direction, kernel, a.p.options.threads, &outputs);
-    if (status == ATTEND_OK) {
-      gate_result numbers = check_numbers(&outputs, &a.reference, a.naive, id);
-      error = fmax(error, numbers.error), naive_error = fmax(naive_error, numbers.naive_error);
-      largest = fmax(largest, numbers.largest);
-      run_free(&outputs);
-    }
-    if (n == MORE_PROBLEMS) result->passed = error <= allowed_error(&a.p, direction, id, naive_error, largest);
-    answer_free(&a);
-    if (status != ATTEND_OK) return false;
-  }
-  return result->passed;
-}
-
-/* Returns how many kernels failed on this problem. */
 static int check_problem(uint64_t seed, attend_dtype dtype, attend_direction direction, int64_t *checks) {
   problem_spec spec = random_spec(seed, dtype, direction);
   if (direction == ATTEND_FORWARD && seed % 5 == 0) { /* only math serves these */
@@ -104,26 +33,8 @@ static int check_problem(uint64_t seed, attend_dtype dtype, attend_direction dir
     spec.scores = true;
     spec.options.scores_stage = (attend_stage)(seed / 5 % 3);
   }
-  static answered a;
-  if (!answer(&a, &spec, direction)) return 1;
-  int failed = 0;
-  kernel_names kernels = usable_kernels(direction, dtype);
-  const char *only = getenv("ATTEND_TEST_ONLY");
-  for (int k = 0; k < kernels.count; k++) {
-    if (only && strcmp(only, kernels.name[k]) != 0) continue;
-    attend_status status;
-    gate_result result = judge(&a, direction, kernels.name[k], &status);
-    if (status == ATTEND_ERROR_NO_BACKEND) continue;
-    ++*checks;
-    if (result.passed) continue;
-    if (result.id != OPERAND_COUNT && passes_with_more_data(&spec, direction, kernels.name[k], &result)) continue;
-    char text[512];
-    problem_describe(&a.p.spec, text, sizeof text);
-    print_message("ATTEND_TEST_SEED=%" PRIu64 " ATTEND_TEST_ONLY=%s tests/test_property\n  %s\n  %s\n", seed,
-                  kernels.name[k], result.message, text);
-    failed++;
-  }
-  answer_free(&a);
+  int failed = judge_kernels(&spec, direction, NULL, checks);
+  if (failed) print_message("ATTEND_TEST_SEED=%" PRIu64 " tests/test_property repeats this\n", seed);
   return failed;
 }
 
