@@ -27,7 +27,7 @@ static problem_spec base_spec(attend_dtype dtype) {
                         .d_q = true,
                         .d_k = true,
                         .d_v = true,
-                        .options = {.threads = 2}};
+                        .options = {.threads = 1}};
 }
 
 /* Both directions, every type. */

@@ -59,7 +59,7 @@ static int check_gradients(const problem_spec *spec) {
   kernel_names usable = usable_kernels(ATTEND_BACKWARD, spec->dtype);
   if (run_kernel(&p, ATTEND_BACKWARD, NULL, 1, &outputs[0])) fail_msg("%s", attend_error_message());
   for (int k = 0; k < usable.count; k++)
-    if (!run_kernel(&p, ATTEND_BACKWARD, usable.name[k], 2, &outputs[count])) kernel[count++] = usable.name[k];
+    if (!run_kernel(&p, ATTEND_BACKWARD, usable.name[k], 1, &outputs[count])) kernel[count++] = usable.name[k];
   for (size_t n = 0; n < sizeof pairs / sizeof *pairs; n++) {
     test_tensor *gradient = &outputs[0].t[pairs[n].gradient];
     if (!gradient->view.data) continue;
@@ -99,7 +99,7 @@ static problem_spec small_spec(void) {
                         .d_q = true,
                         .d_k = true,
                         .d_v = true,
-                        .options = {.threads = 2}};
+                        .options = {.threads = 1}};
 }
 
 static void each_option_alone(void **state) {

@@ -59,7 +59,7 @@ void run_for_backward(test_problem *p) {
   bool lse = p->spec.lse;
   p->spec.lse = true;
   run_outputs outputs;
-  if (run_kernel(p, ATTEND_FORWARD, NULL, 2, &outputs)) {
+  if (run_kernel(p, ATTEND_FORWARD, NULL, 1, &outputs)) {
     fprintf(stderr, "reference: %s\n", attend_error_message());
     abort();
   }

@@ -18,7 +18,7 @@ static bool answer(answered *a, const problem_spec *spec, attend_direction direc
   problem_make(&a->p, spec);
   if (change) change(&a->p);
   if (direction == ATTEND_BACKWARD) run_for_backward(&a->p);
-  attend_status status = run_kernel(&a->p, direction, NULL, 2, &a->reference);
+  attend_status status = run_kernel(&a->p, direction, NULL, 1, &a->reference);
   if (status != ATTEND_OK) {
     printf("reference: %s\n", attend_error_message());
     problem_free(&a->p);
