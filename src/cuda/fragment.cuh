@@ -51,6 +51,15 @@ WORD block block_load(const char *row, bool exists, int columns) {
   return x;
 }
 
+/* The same for rows that other warps read too. */
+WORD block block_load_again(const char *row, bool exists, int columns) {
+  int t = lane_column();
+  uint4 low = word_load_if(row + 16 * t, exists && 8 * t < columns);
+  uint4 high = word_load_if(row + 64 + 16 * t, exists && 32 + 8 * t < columns);
+  block x = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+  return x;
+}
+
 WORD void block_store(char *row, bool exists, int columns, block x, const bool accumulate) {
   int t = lane_column();
   UNROLLED
@@ -151,6 +160,14 @@ WORD void block_product_careful(float c[8][4], const uint32_t a[4], const uint32
   block_spare(c, a[0], a[1], allowed[0], allowed[1], low);
   block_spare(c, a[2], a[3], allowed[2], allowed[3], high);
   block_product(c, a, low, high);
+}
+
+/* From bits 2n + e (n-tile n, column 2t + e) of rows g and g + 8: 1 where they are set, arranged as operand A. */
+WORD void allowed_pairs(uint32_t a[4], uint32_t top, uint32_t bottom) {
+  a[0] = (top & 1) | (top >> 1 & 1) << 16;
+  a[1] = (bottom & 1) | (bottom >> 1 & 1) << 16;
+  a[2] = (top >> 2 & 1) | (top >> 3 & 1) << 16;
+  a[3] = (bottom >> 2 & 1) | (bottom >> 3 & 1) << 16;
 }
 
 /* Does any lane hold a NaN? */

@@ -17,6 +17,7 @@ static void append(attend_kernel_table table) {
 static void join(void) {
   append(cuda_short_rows());
   append(cuda_decode_rows());
+  append(cuda_tile_rows());
   append(cuda_efficient_rows());
 }
 

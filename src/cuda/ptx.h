@@ -145,16 +145,17 @@ WORD uint4 word_load_once(const void *p) {
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
   return r;
 }
-/* The same where `valid`; else zeros, and nothing is read. */
-WORD uint4 word_load_once_if(const void *p, bool valid) {
-  uint4 r;
-  asm volatile(
-      "{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n mov.u32 %0, 0;\n mov.u32 %1, 0;\n mov.u32 %2, 0;\n mov.u32 %3, 0;\n"
-      " @p ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-      : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)
-      : "l"(p), "r"((uint32_t)valid));
-  return r;
-}
+/* The same where `valid`; else zeros, and nothing is read. Volatile: loads stay where they are written, early. */
+#define LOAD_IF(instruction)                                                                                           \
+  uint4 r;                                                                                                             \
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n mov.u32 %0, 0;\n mov.u32 %1, 0;\n mov.u32 %2, 0;\n"         \
+               " mov.u32 %3, 0;\n @p " instruction " {%0,%1,%2,%3}, [%4];\n}"                                          \
+               : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)                                                         \
+               : "l"(p), "r"((uint32_t)valid));                                                                        \
+  return r
+WORD uint4 word_load_once_if(const void *p, bool valid) { LOAD_IF("ld.global.nc.L1::no_allocate.v4.u32"); }
+WORD uint4 word_load_if(const void *p, bool valid) { LOAD_IF("ld.global.nc.v4.u32"); }
+#undef LOAD_IF
 /* The same for data that is read again soon. */
 WORD uint4 word_load(const void *p) {
   uint4 r;

@@ -189,11 +189,7 @@ WORD void short_operand(uint32_t a[4], const short_scores &top, const short_scor
   a[3] = pack(bottom.x[2 * k + 1][0], bottom.x[2 * k + 1][1]);
 }
 WORD void short_allowed(uint32_t a[4], uint32_t top, uint32_t bottom, int k) {
-  top >>= 4 * k, bottom >>= 4 * k;
-  a[0] = (top & 1) | (top >> 1 & 1) << 16;
-  a[1] = (bottom & 1) | (bottom >> 1 & 1) << 16;
-  a[2] = (top >> 2 & 1) | (top >> 3 & 1) << 16;
-  a[3] = (bottom >> 2 & 1) | (bottom >> 3 & 1) << 16;
+  allowed_pairs(a, top >> 4 * k, bottom >> 4 * k);
 }
 
 #endif

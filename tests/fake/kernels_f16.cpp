@@ -5,8 +5,9 @@
 #include "cuda/efficient_f16.cu"
 #include "cuda/short_f16.cu"
 #include "cuda/decode_f16.cu"
+#include "cuda/tile_f16.cu"
 
 fake_kernels fake_kernels_f16() {
-  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f16), FAKES_SHORT(f16), FAKES_DECODE(f16)};
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f16), FAKES_SHORT(f16), FAKES_DECODE(f16), FAKES_TILE(f16)};
   return {kernels, sizeof kernels / sizeof *kernels};
 }

@@ -128,6 +128,7 @@ WORD uint4 word_load(const void *p) {
   return r;
 }
 WORD uint4 word_load_once(const void *p) { return word_load(p); }
+WORD uint4 word_load_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD uint4 word_load_once_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD void word_store_once(void *p, uint4 x) { memcpy(p, &x, 16); }
 

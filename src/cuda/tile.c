@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT */
+/* Planning and launching forward in tiles on tensor cores. */
+#include "tile.h"
+
+#include "call.h"
+#include "driver.h"
+#include "rows.h"
+
+#include <stdio.h>
+
+enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16, MOST_COLUMNS = 128 };
+
+typedef enum entry_id { NARROW, WIDE, GENERAL, ENTRY_COUNT = 2 * GENERAL } entry_id;
+
+static const char *const entry_names[ENTRY_COUNT] = {"tile_forward_narrow", "tile_forward_wide",
+                                                     "tile_forward_general_narrow", "tile_forward_general_wide"};
+
+static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
+
+static bool is_general(const attend_problem *p) {
+  return attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) ||
+         attend_has(p, OPERAND_SINK) || p->softcap > 0 || p->dropout_threshold;
+}
+
+static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
+static int64_t rows_of(const attend_problem *p) { return is_wide(p) ? TILE_ROWS_WIDE : TILE_ROWS_NARROW; }
+static int64_t blocks_of(const attend_problem *p) {
+  int64_t rows = rows_of(p) * TILE_WARPS;
+  return (p->q_len + rows - 1) / rows;
+}
+
+static const char *refusal(const attend_problem *p) {
+  static const operand_id ids[] = {OPERAND_Q, OPERAND_K, OPERAND_V, OPERAND_OUT};
+  if (p->paged) return "paged keys";
+  if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES))
+    return "probs and scores come from the math back-end";
+  if (p->head_dim > MOST_COLUMNS || p->v_dim > MOST_COLUMNS) return "a head of more than 128 columns";
+  bool aligned = p->head_dim % 8 == 0 && p->v_dim % 8 == 0 && p->head_dim && p->v_dim;
+  for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+    aligned = aligned && p->layout[ids[i]].col == 1 && p->layout[ids[i]].alignment % ROW_BYTES == 0;
+  if (!aligned) return "rows that are not made of aligned 16-byte words";
+  if (p->q_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
+  return blocks_of(p) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
+}
+
+static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                 char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  const char *refused = refusal(p);
+  if (refused) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+    return false;
+  }
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
+  if (cuda_load(p->device.id, "tile", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+    return false;
+  }
+  choice->tile_q = rows_of(p);
+  choice->tile_k = TILE_KEYS;
+  choice->alignment = ROW_BYTES;
+  choice->state = kernels[p->type];
+  return true;
+}
+
+static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
+                         const attend_services *services, void *workspace, void *stream) {
+  (void)services;
+  cuda_call call = {*p, *o, workspace};
+  void *const *entries = choice->state;
+  int entry = (is_wide(p) ? WIDE : NARROW) + (is_general(p) ? GENERAL : 0);
+  cuda_scope scope;
+  attend_status status = cuda_enter(p->device.id, &scope);
+  if (!status) status = cuda_launch(entries[entry], p->batch * p->heads * blocks_of(p), 32 * TILE_WARPS, &call, stream);
+  cuda_leave(&scope);
+  return status;
+}
+
+static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  return cuda_usable(reason);
+}
+
+static const attend_kernel_row rows[] = {
+    {"forward_f16_tile_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA, ATTEND_FORWARD, TYPE_F16, usable, plan, run, NULL},
+    {"forward_bf16_tile_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA, ATTEND_FORWARD, TYPE_BF16, usable, plan, run,
+     NULL}};
+
+attend_kernel_table cuda_tile_rows(void) { return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)}; }
