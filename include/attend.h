@@ -18,7 +18,9 @@
  *        attend_args args = {.q = &Q, .k = &K, .v = &V, .out = &O, .mask = &padding, .bias = &bias, .lse = &lse};
  *        attend_forward_once(&args, &causal);
  *
- * 3. Training. The forward pass must keep out and lse; the backward pass reads them and d_out.
+ * 3. Training. The forward pass must keep out and lse; the backward pass takes them and d_out. They must be what forward
+ *    gave for the same inputs: a kernel may compute them again instead of reading them. (Parts of one long row, computed
+ *    apart and merged, have an out and lse each, and get the gradient of the merge through d_out and d_lse.)
  *
  *        args.d_out = &dO, args.d_q = &dQ, args.d_k = &dK, args.d_v = &dV, args.d_bias = &dBias;
  *        attend_backward_once(&args, &causal);
