@@ -66,6 +66,13 @@ static void colour(double p, int *r, int *g, int *b) {
   *b = (int)lround(stops[i][2] + f * (stops[i + 1][2] - stops[i][2]));
 }
 
+/* The least of 1, 2, 5, 10, 20, ... that is at least n: the distance of numbers along an axis. */
+static int round_step(int n) {
+  int step = 1;
+  for (int i = 0; step < n; i++) step = i % 3 == 1 ? step / 2 * 5 : step * 2;
+  return step;
+}
+
 static bool chosen_heads(const char *list, int64_t heads, bool *shown) {
   for (int64_t h = 0; h < heads; h++) shown[h] = !list;
   while (list && *list) {
@@ -108,9 +115,15 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
   for (int64_t h = 0; h < heads; h++) count += shown[h];
   int columns = (int)ceil(sqrt((double)count));
   if (columns < 1) columns = 1;
+  char title[2][256];
+  snprintf(title[0], sizeof title[0], "%.200s %.20s sequence %lld", r->tensors ? r->tensors : "attention", r->prefix,
+           (long long)r->batch_shown);
+  snprintf(title[1], sizeof title[1], "probabilities, query down, key across; colours by square root");
+  int title_w = CHAR_W * (int)fmax((double)strlen(title[0]), (double)strlen(title[1])), title_h = 2 * (CHAR_H + 2);
   int rows = (count + columns - 1) / columns, map_w = label + (int)nk * cell + GAP,
       map_h = (int)nq * cell + CHAR_H + (tokens_below ? 11 * CHAR_W : CHAR_H) + GAP + 4;
-  picture p = {.width = columns * map_w + 2 * GAP + BAR_W + 5 * CHAR_W, .height = rows * map_h + 3 * GAP + CHAR_H};
+  picture p = {.width = columns * map_w + 2 * GAP + BAR_W + 5 * CHAR_W, .height = rows * map_h + 3 * GAP + title_h};
+  if (p.width < title_w + 2 * GAP) p.width = title_w + 2 * GAP;
   p.zoom = longest <= 160 ? 2 : 1;
   double pixels = (double)p.width * p.height * p.zoom * p.zoom;
   if (pixels > 1e9 || !(p.rgb = malloc((size_t)pixels * 3))) {
@@ -120,15 +133,12 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
     return io_fail(error, "out of memory: a picture of %d x %d", p.width * p.zoom, p.height * p.zoom);
   }
   memset(p.rgb, 255, (size_t)pixels * 3);
-  char line[256];
-  snprintf(line, sizeof line,
-           "Attention probabilities, query down, key across, square-root colour scale. %s %s sequence %lld",
-           r->tensors ? r->tensors : "", r->prefix, (long long)r->batch_shown);
-  text(&p, GAP, GAP, line, false);
+  for (int i = 0; i < 2; i++) text(&p, GAP, GAP + i * (CHAR_H + 2), title[i], false);
+  char line[64];
   int at = 0;
   for (int64_t h = 0; h < heads; h++) {
     if (!shown[h]) continue;
-    int x0 = GAP + at % columns * map_w + label, y0 = 2 * GAP + CHAR_H + at / columns * map_h;
+    int x0 = GAP + at % columns * map_w + label, y0 = 2 * GAP + title_h + at / columns * map_h;
     snprintf(line, sizeof line, "head %lld", (long long)h);
     text(&p, x0, y0, line, false);
     y0 += CHAR_H + 3;
@@ -141,7 +151,7 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
         for (int y = 0; y < cell; y++)
           for (int x = 0; x < cell; x++) dot(&p, x0 + (int)j * cell + x, y0 + (int)i * cell + y, red, green, blue);
       }
-    int every = cell > CHAR_H ? 1 : (2 * CHAR_H + cell - 1) / cell;
+    int every = cell > CHAR_H ? 1 : round_step((2 * CHAR_H + cell - 1) / cell);
     for (int64_t i = 0; i < nq; i += every) {
       const char *token = cell > CHAR_H ? cJSON_GetStringValue(cJSON_GetArrayItem(tokens, (int)i)) : NULL;
       if (token)
@@ -152,7 +162,7 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
            line, false);
     }
     int below = y0 + (int)nq * cell + 3;
-    for (int64_t j = 0; j < nk; j += tokens_below ? 1 : (4 * CHAR_W + cell) / cell) {
+    for (int64_t j = 0; j < nk; j += tokens_below ? 1 : round_step((4 * CHAR_W + cell) / cell)) {
       const char *token = tokens_below ? cJSON_GetStringValue(cJSON_GetArrayItem(tokens, (int)j)) : NULL;
       if (token)
         snprintf(line, sizeof line, "%.10s", token);
@@ -166,7 +176,8 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
     }
     at++;
   }
-  int bar_x = columns * map_w + GAP, bar_h = nq * cell < 100 ? 100 : (int)nq * cell, bar_y = 3 * GAP + CHAR_H;
+  int bar_x = columns * map_w + GAP, bar_h = nq * cell < 100 ? 100 : (int)nq * cell,
+      bar_y = 2 * GAP + title_h + CHAR_H + 3;
   if (bar_y + bar_h + CHAR_H > p.height) bar_h = p.height - bar_y - CHAR_H;
   for (int y = 0; y < bar_h; y++) {
     int red, green, blue;
