@@ -17,7 +17,7 @@ EMULATED = {**os.environ, "LD_LIBRARY_PATH": FAKE, "ATTEND_CUDA_IMAGES": "emulat
 
 def attend(*arguments, status=0, **settings):
     """Run it on the emulated GPU, check the exit status, return (stdout, stderr)."""
-    done = subprocess.run([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=240,
+    done = subprocess.run([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=600,
                           env={**EMULATED, **settings})
     assert done.returncode == status, f"attend {' '.join(arguments)}: exit {done.returncode}, expected {status}\n{done.stdout}{done.stderr}"
     return done.stdout, done.stderr
