@@ -156,6 +156,8 @@ static void short_ranges_make(const attend_problem *p, const attend_slice *s, sh
       r->last_query[j] = i + 1;
     }
   }
+  for (int j = 1; j < s->k_len; j++) /* keys that nobody sees behind those that somebody does: both ascend */
+    if (r->last_query[j] == 0) r->first_query[j] = r->last_query[j] = r->last_query[j - 1];
 }
 
 /* ---- Scores ---- */
@@ -305,11 +307,11 @@ static void short_careful_row(const short_product *t, int r, attend_type type) {
   for (int64_t c = 0; c < t->columns; c += 2 * LANES) {
     if (t->sums) sums = t->sums + r * padded + c;
     for (int64_t v = 0; v < 2 * LANES && c + v < padded; v += LANES) {
-      lanes sum = t->sums ? lanes_load(sums + v) : lanes_zero();
+      lanes sum = lanes_zero();
       for (int k = t->first[r]; k < t->last[r]; k++)
         if (t->visible[r * a_row + k * a_term] != 0)
           sum = lanes_fma(lanes_set1(t->a[r * a_row + k * a_term]), lanes_load(t->x.rows + k * t->x.row + c + v), sum);
-      lanes_store(sums + v, sum);
+      lanes_store(sums + v, t->sums ? lanes_add(sum, lanes_load(sums + v)) : sum);
     }
     if (t->out.data) short_store_rest(t, r, c, sums, 2 * LANES, type);
   }

@@ -16,11 +16,17 @@ static void product(int64_t m, int64_t n, int64_t depth, factor a, const real *b
   for (int64_t i = 0; i < m; i++) {
     real *restrict out = c + i * c_row;
     int64_t d = 0;
-    for (; !a.seen && d + 4 <= depth; d += 4) {
+    for (; d + 4 <= depth; d += 4) {
       const real *x = a.data + i * a.row + d * a.col, *y = b + d * b_row;
       real x0 = x[0], x1 = x[a.col], x2 = x[2 * a.col], x3 = x[3 * a.col];
-      for (int64_t j = 0; j < n; j++)
-        out[j] += (x0 * y[j] + x1 * y[b_row + j]) + (x2 * y[2 * b_row + j] + x3 * y[3 * b_row + j]);
+      const unsigned char *seen = a.seen ? a.seen + i * a.row + d * a.col : NULL;
+      if (!seen || (seen[0] && seen[a.col] && seen[2 * a.col] && seen[3 * a.col]))
+        for (int64_t j = 0; j < n; j++)
+          out[j] += (x0 * y[j] + x1 * y[b_row + j]) + (x2 * y[2 * b_row + j] + x3 * y[3 * b_row + j]);
+      else /* in the same order, so that what is hidden does not change a bit */
+        for (int64_t j = 0; j < n; j++)
+          out[j] += ((seen[0] ? x0 * y[j] : 0) + (seen[a.col] ? x1 * y[b_row + j] : 0)) +
+                    ((seen[2 * a.col] ? x2 * y[2 * b_row + j] : 0) + (seen[3 * a.col] ? x3 * y[3 * b_row + j] : 0));
     }
     for (; d < depth; d++) {
       int64_t at = i * a.row + d * a.col;
