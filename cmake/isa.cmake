@@ -7,6 +7,7 @@ set(isa_table
     "x86_64|avx512|-mavx512f -mavx512bw -mavx512vl -mavx512dq -mbmi2 -mfma -mf16c"
     "x86_64|amx|-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mbmi2 -mfma -mf16c -mamx-tile -mamx-bf16"
     "x86_64|avx2|-mavx2 -mfma -mf16c"
+    "x86_64|x86v3|-mavx2 -mfma -mf16c"
     "aarch64|neon|"
     "any|scalar|")
 

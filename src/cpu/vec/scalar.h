@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The lane words for any machine: vectors of 16 bytes in the language extension that gcc and clang share, which become
- * SSE2 on x86-64, NEON on aarch64 and plain code elsewhere. LANES_F64 before the include makes the lanes doubles.
+/* The lane words for any machine: vectors in the language extension that gcc and clang share, of 16 bytes, which become
+ * SSE2 on x86-64, NEON on aarch64 and plain code elsewhere. Before the include, VECTOR_BYTES 32 makes them what AVX2
+ * has, LANES_F64 makes the lanes doubles.
  *
  * A vocabulary defines `real` (the type of a lane), LANES, `lanes`, `lane_mask` and the words below;
  * docs/kernel-contract.md lists them. Words have no side effect but their stores, and touch no memory beyond the lanes
@@ -14,17 +15,41 @@
 
 #define WORD static inline __attribute__((always_inline))
 
+#ifndef VECTOR_BYTES
+#define VECTOR_BYTES 16
+#endif
 #ifdef LANES_F64
 typedef double real;
 typedef int64_t lane_integer;
-#define LANES 2
+#define LANES (VECTOR_BYTES / 8)
+#define FUSED __builtin_fma
 #else
 typedef float real;
 typedef int32_t lane_integer;
-#define LANES 4
+#define LANES (VECTOR_BYTES / 4)
+#define FUSED __builtin_fmaf
 #endif
-typedef real lanes __attribute__((vector_size(16)));
-typedef lane_integer lane_mask __attribute__((vector_size(16)));
+typedef real lanes __attribute__((vector_size(VECTOR_BYTES)));
+typedef lane_integer lane_mask __attribute__((vector_size(VECTOR_BYTES)));
+
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lane_mask){__VA_ARGS__})
+#endif
+#if LANES == 2
+#define FIRST_BY_TURNS 0, 2
+#define SECOND_BY_TURNS 1, 3
+#define SWAPPED 1, 0
+#elif LANES == 4
+#define FIRST_BY_TURNS 0, 4, 1, 5
+#define SECOND_BY_TURNS 2, 6, 3, 7
+#define SWAPPED 2, 3, 0, 1
+#else
+#define FIRST_BY_TURNS 0, 8, 1, 9, 2, 10, 3, 11
+#define SECOND_BY_TURNS 4, 12, 5, 13, 6, 14, 7, 15
+#define SWAPPED 4, 5, 6, 7, 0, 1, 2, 3
+#endif
 
 /* ---- Memory ---- */
 
@@ -101,10 +126,18 @@ WORD lanes lanes_add(lanes a, lanes b) { return a + b; }
 WORD lanes lanes_sub(lanes a, lanes b) { return a - b; }
 WORD lanes lanes_mul(lanes a, lanes b) { return a * b; }
 WORD lanes lanes_div(lanes a, lanes b) { return a / b; }
+/* a * b + c, fused where that is one instruction, which is what the loop becomes. */
 WORD lanes lanes_fma(lanes a, lanes b, lanes c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  lanes x = {0};
+#pragma GCC unroll 8
+  for (int i = 0; i < LANES; i++) x[i] = FUSED(a[i], b[i], c[i]);
+  return x;
+#else
   return a * b + c;
-} /* a * b + c, fused where that is one instruction */
-WORD lanes lanes_fnma(lanes a, lanes b, lanes c) { return c - a * b; }
+#endif
+}
+WORD lanes lanes_fnma(lanes a, lanes b, lanes c) { return lanes_fma(-a, b, c); }
 WORD lanes lanes_max(lanes a, lanes b) { return lanes_select(a > b, a, b); }
 WORD lanes lanes_min(lanes a, lanes b) { return lanes_select(a < b, a, b); }
 WORD lanes lanes_abs(lanes a) { return lanes_select(a < 0, -a, a); }
@@ -118,24 +151,35 @@ WORD real lanes_reduce_max(lanes a) {
     if (a[i] > a[0]) a[0] = a[i];
   return a[0];
 }
+/* Lanes of two vectors by turns: of their first halves, of their second halves. */
+WORD lanes interleave_first(lanes a, lanes b) { return SHUFFLE(a, b, FIRST_BY_TURNS); }
+WORD lanes interleave_second(lanes a, lanes b) { return SHUFFLE(a, b, SECOND_BY_TURNS); }
+/* A round moves the highest bit of the row behind the bits of the column, and the highest of the column behind those of
+ * the row: after as many as there are bits, rows are columns. */
 WORD void lanes_transpose(lanes x[LANES]) {
-  for (int i = 0; i < LANES; i++)
-    for (int j = 0; j < i; j++) {
-      real t = x[i][j];
-      x[i][j] = x[j][i];
-      x[j][i] = t;
+#pragma GCC unroll 4
+  for (int round = 1; round < LANES; round *= 2) {
+    lanes y[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES / 2; i++) {
+      y[2 * i] = interleave_first(x[i], x[i + LANES / 2]);
+      y[2 * i + 1] = interleave_second(x[i], x[i + LANES / 2]);
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) x[i] = y[i];
+  }
 }
-WORD lanes lanes_swap_halves(lanes a) {
-  lanes x = {0};
-  for (int i = 0; i < LANES; i++) x[i] = a[(i + LANES / 2) % LANES];
-  return x;
+WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes of x[i]; the same rounds, added up */
+  lanes y[LANES];
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) y[i] = x[i];
+#pragma GCC unroll 4
+  for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < half; i++) y[i] = interleave_first(y[i], y[i + half]) + interleave_second(y[i], y[i + half]);
+  return y[0];
 }
-WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes of x[i] */
-  lanes sums = {0};
-  for (int i = 0; i < LANES; i++) sums[i] = lanes_reduce_add(x[i]);
-  return sums;
-}
+WORD lanes lanes_swap_halves(lanes a) { return SHUFFLE(a, a, SWAPPED); }
 WORD lanes lanes_index(void) { /* 0, 1, 2, … */
   lanes x;
   for (int i = 0; i < LANES; i++) x[i] = (real)i;

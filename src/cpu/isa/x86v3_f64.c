@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: MIT */
+/* The tiled algorithms in the words of any machine, which the compiler turns into AVX2 and FMA, in f64. */
+#define ISA x86v3_f64
+#define VECTOR_BYTES 32
+#define LANES_F64
+#define TILE_ROWS 4
+#define TILE_VECTORS 3
+#include "cpu/vec/scalar.h"
+#include "cpu/vec/element.h"
+#include "cpu/tile/fma.h"
+#include "cpu/algorithms.inc.c"
