@@ -109,9 +109,11 @@ static void chunk_item(void *context, int worker, int64_t index) {
   int64_t owned = owned_keys(c, b), first = chunk * KEY_CHUNK;
   if (first >= owned && chunk > 0) return;
   gradient_keys keys = load_gradient_keys(p, &s, first, &w);
+  int64_t stored = owned < first + KEY_CHUNK ? owned : first + KEY_CHUNK;
   if (c->want_keys) {
-    memset(w.d_k, 0, (size_t)(KEY_CHUNK * key_width(p)) * sizeof(real));
-    memset(w.d_v, 0, (size_t)(KEY_CHUNK * value_width(p)) * sizeof(real));
+    int64_t rows = round_up(stored - first, TILE_ROWS);
+    memset(w.d_k, 0, (size_t)(rows * key_width(p)) * sizeof(real));
+    memset(w.d_v, 0, (size_t)(rows * value_width(p)) * sizeof(real));
   }
   for (int64_t h = 0; h < c->group; h++) {
     attend_slice_make(p, c->operands, b, head + h, &s);
@@ -135,7 +137,7 @@ static void chunk_item(void *context, int worker, int64_t index) {
       if (c->chunks > 1) atomic_store_explicit(&c->progress[local * c->chunks + chunk], step + 1, memory_order_release);
     }
   }
-  if (c->want_keys) store_key_gradients(c, &s, &keys, first + KEY_CHUNK < owned ? first + KEY_CHUNK : owned, &w);
+  if (c->want_keys) store_key_gradients(c, &s, &keys, stored, &w);
 }
 
 /* Round the sums of one query head of the round to d_q. */

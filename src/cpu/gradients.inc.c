@@ -65,6 +65,20 @@ static backward_scratch backward_scratch_at(const attend_problem *p, char *base,
   return w;
 }
 
+/* Scratch for the lanes from query g of a step on. */
+static backward_scratch scratch_of_rows(const attend_problem *p, const backward_scratch *w, int g) {
+  backward_scratch at = *w;
+  at.q_t += g * p->head_dim;
+  at.d_out_t += g * p->v_dim;
+  at.d_q_t += g * round_up(p->head_dim, TILE_ROWS);
+  at.q_rows += g * key_width(p);
+  at.d_out_rows += g * value_width(p);
+  at.lse += g;
+  at.lse_low += g;
+  at.delta += g;
+  return at;
+}
+
 /* The inverse of pack_row: elements from `index` on = scale * in, or += with `add`. */
 WORD void unpack_row_as(char *data, int64_t index, int64_t col, int64_t columns, const real *in, real scale, bool add,
                         attend_type type) {
@@ -224,45 +238,62 @@ static void key_gradients_careful(real *c, int64_t columns, const real *a, int w
     }
 }
 
+/* The gradients that `q`'s queries and keys j0 … j1 - 1 of the chunk give each other, added to those in scratch. */
+static void gradient_block(const attend_problem *p, const attend_slice *s, const gradient_rows *q,
+                           const gradient_keys *c, int64_t j0, int64_t j1, bool want_q, bool want_keys,
+                           const backward_scratch *w) {
+  int64_t d_padded = round_up(p->head_dim, TILE_ROWS);
+  int keys = (int)(j1 - j0);
+  if (keys <= 0 || (s->mask.data && mask_is_empty(s, q->i0, q->rows, j0, keys))) return;
+  bool hidden = gradient_tile(p, s, q, c, j0, keys, w);
+  if (p->softcap > 0)
+    for (int i = 0; i < keys * q->width; i += LANES)
+      lanes_store(w->ds + i, lanes_mul(lanes_load(w->ds + i), lanes_load(w->slope + i)));
+  if (want_q) {
+    real one[TILE_LANES];
+    for (int l = 0; l < TILE_LANES; l++) one[l] = 1;
+    key_rows k = {c->k.rows + (j0 - c->first) * c->k.row, c->k.row};
+    for (int g = 0; g < q->width; g += TILE_LANES) {
+      real *d_q = w->d_q_t + g * d_padded;
+      if (hidden && !c->finite)
+        value_products_careful(d_q, d_padded, &k, keys, w->ds + g, q->width, one, w->visible + g);
+      else
+        value_products(d_q, d_padded, &k, keys, w->ds + g, q->width, one);
+    }
+  }
+  if (want_keys) {
+    real *d_k = w->d_k + (j0 - c->first) * key_width(p), *d_v = w->d_v + (j0 - c->first) * value_width(p);
+    if (!q->finite) {
+      const real *visible = hidden ? w->visible : NULL;
+      key_gradients_careful(d_v, value_width(p), w->p, q->width, keys, w->d_out_rows, q->rows, visible);
+      key_gradients_careful(d_k, key_width(p), w->ds, q->width, keys, w->q_rows, q->rows, visible);
+    } else {
+      key_gradients(d_v, value_width(p), w->p, q->width, keys, w->d_out_rows, q->rows);
+      key_gradients(d_k, key_width(p), w->ds, q->width, keys, w->q_rows, q->rows);
+    }
+  }
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /* One step: the gradients that `q`'s queries and the keys of the chunk give each other. The part of dQT is left in
- * scratch. */
+ * scratch. Blocks that causal or a window cut are done by lanes of a tile, each with its own keys. */
 static void gradient_step(const attend_problem *p, const attend_slice *s, const gradient_rows *q,
                           const gradient_keys *c, bool want_q, bool want_keys, const backward_scratch *w) {
-  int64_t d_padded = round_up(p->head_dim, TILE_ROWS);
-  real one[TILE_LANES];
-  for (int l = 0; l < TILE_LANES; l++) one[l] = 1;
-  memset(w->d_q_t, 0, (size_t)(d_padded * q->width) * sizeof(real));
-  int64_t first = q->range.first > c->first ? q->range.first : c->first;
-  int64_t last = q->range.last < c->last ? q->range.last : c->last;
+  memset(w->d_q_t, 0, (size_t)(round_up(p->head_dim, TILE_ROWS) * q->width) * sizeof(real));
   for (int64_t block = c->first; block < c->last; block += GRADIENT_KEYS) {
-    int64_t j0 = block > first ? block : first, j1 = block + GRADIENT_KEYS < last ? block + GRADIENT_KEYS : last;
-    if (j0 >= j1) continue;
-    int keys = (int)(j1 - j0);
-    if (s->mask.data && mask_is_empty(s, q->i0, q->rows, j0, keys)) continue;
-    bool hidden = gradient_tile(p, s, q, c, j0, keys, w);
-    if (p->softcap > 0)
-      for (int i = 0; i < keys * q->width; i += LANES)
-        lanes_store(w->ds + i, lanes_mul(lanes_load(w->ds + i), lanes_load(w->slope + i)));
-    if (want_q) {
-      key_rows k = {c->k.rows + (j0 - c->first) * c->k.row, c->k.row};
-      for (int g = 0; g < q->width; g += TILE_LANES) {
-        real *d_q = w->d_q_t + g * d_padded;
-        if (hidden && !c->finite)
-          value_products_careful(d_q, d_padded, &k, keys, w->ds + g, q->width, one, w->visible + g);
-        else
-          value_products(d_q, d_padded, &k, keys, w->ds + g, q->width, one);
-      }
+    int64_t end = least(block + GRADIENT_KEYS, c->last);
+    if (block >= q->range.all_first && end <= q->range.all_last) {
+      gradient_block(p, s, q, c, block, end, want_q, want_keys, w);
+      continue;
     }
-    if (want_keys) {
-      real *d_k = w->d_k + (j0 - c->first) * key_width(p), *d_v = w->d_v + (j0 - c->first) * value_width(p);
-      if (!q->finite) {
-        const real *visible = hidden ? w->visible : NULL;
-        key_gradients_careful(d_v, value_width(p), w->p, q->width, keys, w->d_out_rows, q->rows, visible);
-        key_gradients_careful(d_k, key_width(p), w->ds, q->width, keys, w->q_rows, q->rows, visible);
-      } else {
-        key_gradients(d_v, value_width(p), w->p, q->width, keys, w->d_out_rows, q->rows);
-        key_gradients(d_k, key_width(p), w->ds, q->width, keys, w->q_rows, q->rows);
-      }
+    for (int g = 0; g < q->width; g += TILE_LANES) {
+      int rows = q->rows - g < TILE_LANES ? q->rows - g : TILE_LANES;
+      const gradient_rows part = {q->i0 + g, rows, TILE_LANES, visible_keys(p, s, q->i0 + g, rows), q->finite};
+      const backward_scratch at = scratch_of_rows(p, w, g);
+      gradient_block(p, s, &part, c, most(block, part.range.first), least(end, part.range.last), want_q, want_keys,
+                     &at);
     }
   }
 }
