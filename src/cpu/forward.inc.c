@@ -101,17 +101,20 @@ static real value_of(const key_rows *v, int k, int64_t d) {
   return (real)attend_f32_from_bf16(half[k % 2]);
 }
 
-/* The same with each value that a lane may not see taken as 0: what NaN and Inf behind a mask need. */
+/* The same with each value that a lane may not see taken as 0: what NaN and Inf behind a mask need. The same terms in
+ * the same order, so that the other lanes keep their bits. */
 static void value_products_careful(real *o, int64_t v_padded, const key_rows *v, int keys, const real *p, int p_width,
                                    const real rescale[TILE_LANES], const real *visible) {
   for (int64_t d = 0; d < v_padded; d++)
     for (int x = 0; x < TILE_VECTORS; x++) {
       lanes sum = lanes_zero();
-      for (int k = 0; k < keys; k++) {
-        int at = k * p_width + x * LANES;
-        lane_mask hidden = lanes_equal(lanes_load(visible + at), lanes_zero());
-        lanes value = lanes_select(hidden, lanes_zero(), lanes_set1(value_of(v, k, d)));
-        sum = lanes_fma(lanes_load(p + at), value, sum);
+      for (int k = 0; k < keys; k += TILE_TERMS) {
+        lanes value[2] = {lanes_zero(), lanes_zero()};
+        for (int t = 0; t < TILE_TERMS && k + t < keys; t++) {
+          lane_mask hidden = lanes_equal(lanes_load(visible + (k + t) * p_width + x * LANES), lanes_zero());
+          value[t] = lanes_select(hidden, lanes_zero(), lanes_set1(value_of(v, k + t, d)));
+        }
+        sum = tile_step(lanes_load(p + k / TILE_TERMS * p_width + x * LANES), tile_words(value[0], value[1]), sum);
       }
       real *at = o + d * TILE_LANES + x * LANES;
       lanes_store(at, lanes_fma(lanes_load(at), lanes_load(rescale + x * LANES), sum));
@@ -170,13 +173,12 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
       hidden |= score_passes(&tile, &range[g]) || keys % TILE_TERMS != 0;
       softmax_block(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
       if (p->dropout_threshold) dropout_pass(&tile, w->s, 1);
+      make_words(w->s, keys);
       real *o = w->o + g * v_padded * TILE_LANES;
       if (careful)
         value_products_careful(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale, w->visible);
-      else {
-        make_words(w->s, keys);
+      else
         value_products(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale);
-      }
     }
   }
   return hidden;
