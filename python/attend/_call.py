@@ -1,102 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Calls of the C library. A call is prepared once per signature (shapes, strides, types, options): its structs, plan and
-workspace are kept, so that a repeated call only stores data pointers. Prepared calls are taken from a pool and put back, so
-that threads never share one."""
+"""The functions of the package: attention, its backward pass, and what libattend says about itself."""
 from __future__ import annotations
 
 import ctypes
 import random
-from ctypes import byref, c_int64, c_void_p
+from ctypes import byref
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import _library as c
-from ._arrays import CPU, View, adapter_of, compact_strides
+from ._arrays import CPU, Shape, View, adapter_of, compact_strides
+from ._prepared import Backend, Output, Prepared, call, make_options
 
-_MAX_SIGNATURES = 512
-_pools: dict = {}
-
-
-class _Prepared:
-    """One signature's structs, plan and workspace."""
-
-    def __init__(self, direction, views, options, swap):
-        self.keep, self.tensors, self.args = [], {}, c.Args()
-        self.args.size = ctypes.sizeof(c.Args)
-        self.options, self.plan, self.workspace, self.workspace_bytes = options, c_void_p(), None, 0
-        self.direction = direction
-        self.run = c.lib.attend_forward if direction == c.FORWARD else c.lib.attend_backward
-        for name, view in views.items():
-            shape, strides = list(view.shape), list(view.strides)
-            if swap and name in _SWAPPED and len(shape) == 4:
-                shape[1], shape[2], strides[1], strides[2] = shape[2], shape[1], strides[2], strides[1]
-            tensor = c.Tensor(view.pointer, view.device[0], view.device[1], len(shape), view.code, view.bits, 1,
-                              (c_int64 * len(shape))(*shape), (c_int64 * len(shape))(*strides), 0)
-            self.tensors[name] = tensor
-            setattr(self.args, name, ctypes.pointer(tensor))
-        self.args_pointer = ctypes.addressof(self.args)
-
-    def make_plan(self):
-        """Also called again when data came less aligned than the plan assumed."""
-        c.lib.attend_plan_destroy(self.plan)
-        self.plan = c_void_p()
-        status = c.lib.attend_plan_create(self.direction, self.args_pointer, byref(self.options), byref(self.plan))
-        if status:
-            raise c.failure(status)
-        self.workspace_bytes = c.lib.attend_plan_workspace_bytes(self.plan)
-        device = self.tensors["q"].device_type
-        if device != CPU:
-            return
-        memory = ctypes.create_string_buffer(self.workspace_bytes + c.WORKSPACE_ALIGNMENT)
-        self.keep = [memory]
-        self.workspace = (ctypes.addressof(memory) + c.WORKSPACE_ALIGNMENT - 1) // c.WORKSPACE_ALIGNMENT * c.WORKSPACE_ALIGNMENT
-
-    def execute(self, pointers, seed, offset, workspace, stream):
-        for name, pointer in pointers:
-            self.tensors[name].data = pointer
-        self.args.dropout_seed, self.args.dropout_offset = seed, offset
-        status = self.run(self.plan, self.args_pointer, workspace or self.workspace, self.workspace_bytes, stream)
-        if status == c.ERROR_ALIGNMENT:
-            self.make_plan()
-            status = self.run(self.plan, self.args_pointer, workspace or self.workspace, self.workspace_bytes, stream)
-        if status:
-            raise c.failure(status)
-
-    def __del__(self):
-        c.lib.attend_plan_destroy(self.plan)
+Window = Optional[Tuple[int, int]]
 
 
-_SWAPPED = frozenset(("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v"))
-
-
-def _backend_bits(backend) -> int:
-    names = (backend,) if isinstance(backend, str) else tuple(backend or ())
-    bits = 0
-    for name in names:
-        if name not in c.BACKENDS:
-            raise c.ArgumentError(f"backend: expected one of {', '.join(c.BACKENDS)} or several of them, got {name!r}")
-        bits |= c.BACKENDS[name]
-    return bits
-
-
-def _options(causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len, stage, threads, accumulate, kernel):
-    o = c.Options()
-    o.size = ctypes.sizeof(c.Options)
-    o.flags = (c.CAUSAL if causal else 0) | (c.TOP_LEFT if top_left else 0) | (c.ACCUMULATE if accumulate else 0)
-    if window is not None:
-        o.flags |= c.WINDOW
-        o.window_left, o.window_right = window
-    if scale is not None:
-        o.flags |= c.SCALE
-        o.scale = scale
-    o.backends, o.softcap, o.dropout = _backend_bits(backend), softcap, dropout
-    o.max_q_len, o.max_k_len, o.threads = max_q_len, max_k_len, threads
-    o.scores_stage = c.STAGES[stage or "raw"]
-    o.kernel = kernel.encode() if kernel else None
-    return o
-
-
-def _seed_of(dropout, seed, direction) -> int:
+def _seed_of(dropout: float, seed: Optional[int], direction: int) -> int:
     if not dropout:
         return 0
     if seed is None:
@@ -106,45 +25,7 @@ def _seed_of(dropout, seed, direction) -> int:
     return seed & 0xFFFFFFFFFFFFFFFF
 
 
-def _execute(direction, named, settings, layout, outputs, seed, offset):
-    """named: the inputs. outputs: (name, shape, array to be like, whether of the log-sum-exp's type)."""
-    if layout not in ("bhnd", "bnhd"):
-        raise c.ArgumentError(f"layout: expected 'bhnd' or 'bnhd', got {layout!r}")
-    main = named[0][1]
-    home = adapter_of(main)
-    adapters = [adapter_of(array) for _, array in named]
-    results = [(name, home.empty(shape, like, wide)) for name, shape, like, wide in outputs]
-    key = (direction, layout, settings, *[(name, a.signature(x)) for (name, x), a in zip(named, adapters)],
-           *[(name, shape, wide) for name, shape, _, wide in outputs])
-    try:
-        pool = _pools.get(key)
-    except TypeError as error:
-        raise c.ArgumentError(f"an option has a type that it cannot have: {error}") from None
-    out_adapter = adapter_of(results[0][1])
-    if pool is None:
-        if len(_pools) >= _MAX_SIGNATURES:
-            _pools.clear()
-        pool = _pools[key] = []
-    try:
-        prepared = pool.pop()
-        pointers = [(name, a.pointer(x)) for (name, x), a in zip(named, adapters)]
-    except IndexError:
-        views = {name: a.view(x) for (name, x), a in zip(named, adapters)}
-        pointers = [(name, view.pointer) for name, view in views.items()]
-        views.update((name, out_adapter.view(x)) for name, x in results)
-        prepared = _Prepared(direction, views, _options(*settings), layout == "bnhd")
-        prepared.make_plan()
-    pointers += [(name, out_adapter.pointer(x)) for name, x in results]
-    workspace, scratch = None, None
-    if prepared.tensors["q"].device_type != CPU:
-        scratch = home.workspace(prepared.workspace_bytes, main)
-        workspace = home.pointer(scratch)
-    prepared.execute(pointers, seed, offset, workspace, home.stream(main))
-    pool.append(prepared)
-    return [home.finish(x) for _, x in results]
-
-
-def _integers(x):
+def _integers(x: Any) -> Any:
     """Lists of numbers become arrays of 64-bit integers; arrays pass."""
     if x is None or hasattr(x, "__dlpack__"):
         return x
@@ -152,7 +33,7 @@ def _integers(x):
     return numpy.asarray(x, numpy.int64)
 
 
-def _longest(offsets) -> int:
+def _longest(offsets: Any) -> int:
     import numpy
     if getattr(getattr(offsets, "device", None), "type", "cpu") != "cpu":
         return 0
@@ -160,27 +41,42 @@ def _longest(offsets) -> int:
     return max(int(steps.max()), 1) if steps.size and steps.min() >= 0 else 0
 
 
-def _inputs(q, k, v, mask, bias, alibi, sink, kv_len, q_offsets, k_offsets, block_table):
-    named = [("q", q), ("k", k), ("v", v)]
-    for name, x in (("mask", mask), ("bias", bias), ("alibi_slopes", alibi), ("sink", sink), ("kv_len", kv_len),
-                    ("q_offsets", q_offsets), ("k_offsets", k_offsets), ("block_table", block_table)):
-        if x is not None:
-            named.append((name, x))
-    return named
+_QKV = ("q", "k", "v")
+_OPTIONAL = ("mask", "bias", "alibi_slopes", "sink", "kv_len", "q_offsets", "k_offsets", "block_table")
 
 
-def _lse_shape(shape, layout):
+def _operands(q: Any, k: Any, v: Any, *optional: Any) -> Tuple[Tuple[str, ...], List[Any]]:
+    """Names and arrays of those that are given; the optional ones in the order of _OPTIONAL."""
+    given = [(name, x) for name, x in zip(_OPTIONAL, optional) if x is not None]
+    return _QKV + tuple(name for name, _ in given), [q, k, v, *(x for _, x in given)]
+
+
+def _lse_shape(shape: Shape, layout: str) -> Shape:
     if len(shape) == 3:
         return (shape[1], shape[0])
     return (shape[0], shape[2], shape[1]) if layout == "bnhd" else tuple(shape[:-1])
 
 
-def attention(q, k, v, *, causal: bool = False, top_left: bool = False, window: Optional[Tuple[int, int]] = None, mask=None,
-              bias=None, alibi=None, softcap: float = 0.0, sink=None, dropout: float = 0.0, seed: Optional[int] = None,
-              offset: int = 0, scale: Optional[float] = None, kv_len=None, layout: str = "bhnd", backend=None,
-              return_lse: bool = False, q_offsets=None, k_offsets=None, max_q_len: int = 0, max_k_len: int = 0,
-              block_table=None, return_probs: bool = False, return_scores: Optional[str] = None, threads: int = 0,
-              kernel: Optional[str] = None) -> Any:
+def _forward_outputs(named: Dict[str, Any], layout: str, lse: bool, probs: bool, scores: bool) -> List[Output]:
+    q, k, v = named["q"], named["k"], named["v"]
+    shape = tuple(q.shape)
+    outputs: List[Output] = [("out", shape[:-1] + tuple(v.shape[-1:]), q, False)]
+    lse_shape = _lse_shape(shape, layout)
+    if lse:
+        outputs.append(("lse", lse_shape, q, True))
+    if probs or scores:
+        keys = k.shape[1] if layout == "bnhd" or len(k.shape) == 3 else k.shape[2]
+        outputs += [("probs", lse_shape + (keys,), q, True)] if probs else []
+        outputs += [("scores", lse_shape + (keys,), q, True)] if scores else []
+    return outputs
+
+
+def attention(q: Any, k: Any, v: Any, *, causal: bool = False, top_left: bool = False, window: Window = None, mask: Any = None,
+              bias: Any = None, alibi: Any = None, softcap: float = 0.0, sink: Any = None, dropout: float = 0.0,
+              seed: Optional[int] = None, offset: int = 0, scale: Optional[float] = None, kv_len: Any = None,
+              layout: str = "bhnd", backend: Backend = None, return_lse: bool = False, q_offsets: Any = None,
+              k_offsets: Any = None, max_q_len: int = 0, max_k_len: int = 0, block_table: Any = None, return_probs: bool = False,
+              return_scores: Optional[str] = None, threads: int = 0, kernel: Optional[str] = None) -> Any:
     """Exact attention of any arrays with ``__dlpack__``, without a copy; the result is an array of q's library.
 
     q [B,H,Nq,D], k [B,Hkv,Nk,D], v [B,Hkv,Nk,Dv], or with layout="bnhd" [B,N,H,D]; k, v [B,Nk,D] are one head for all.
@@ -189,30 +85,25 @@ def attention(q, k, v, *, causal: bool = False, top_left: bool = False, window: 
     causal is bottom-right unless top_left. backend: "flash", "efficient", "math", "reference", or several: a command.
     Returns out, or (out, lse, probs, scores) of those asked for. docs/semantics.md says what is computed.
     """
-    q_offsets, k_offsets, kv_len, block_table = (_integers(x) for x in (q_offsets, k_offsets, kv_len, block_table))
-    if q_offsets is not None and not max_q_len:
-        max_q_len = _longest(q_offsets)
-    if k_offsets is not None and not max_k_len:
-        max_k_len = _longest(k_offsets)
-    named = _inputs(q, k, v, mask, bias, alibi, sink, kv_len, q_offsets, k_offsets, block_table)
-    for _, x in named[:3]:
-        adapter_of(x)
-    shape = tuple(q.shape)
-    outputs = [("out", shape[:-1] + tuple(v.shape[-1:]), q, False)]
-    if return_lse:
-        outputs.append(("lse", _lse_shape(shape, layout), q, True))
-    if return_probs or return_scores:
-        lse = _lse_shape(shape, layout)
-        keys = k.shape[1] if layout == "bnhd" or k.ndim == 3 else k.shape[2]
-        outputs += [("probs", lse + (keys,), q, True)] if return_probs else []
-        outputs += [("scores", lse + (keys,), q, True)] if return_scores else []
+    names: Tuple[str, ...]
+    if mask is bias is alibi is sink is kv_len is q_offsets is k_offsets is block_table is None:
+        names, arrays = _QKV, [q, k, v]
+    else:
+        q_offsets, k_offsets = _integers(q_offsets), _integers(k_offsets)
+        if q_offsets is not None and not max_q_len:
+            max_q_len = _longest(q_offsets)
+        if k_offsets is not None and not max_k_len:
+            max_k_len = _longest(k_offsets)
+        names, arrays = _operands(q, k, v, mask, bias, alibi, sink, _integers(kv_len), q_offsets, k_offsets,
+                                  _integers(block_table))
     if window is not None:
-        window = tuple(window)
-    if not (backend is None or isinstance(backend, str)):
+        window = tuple(window)  # type: ignore[assignment]
+    if backend is not None and not isinstance(backend, str):
         backend = tuple(backend)
-    settings = (causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len, return_scores, threads, False,
-                kernel)
-    results = _execute(c.FORWARD, named, settings, layout, outputs, _seed_of(dropout, seed, c.FORWARD), offset)
+    results = call(c.FORWARD, names, arrays, (causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len,
+                                              return_scores, threads, kernel),
+                   layout, (return_lse, return_probs, return_scores is not None), _forward_outputs,
+                   _seed_of(dropout, seed, c.FORWARD) if dropout else 0, offset)
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -225,30 +116,35 @@ class Gradients(NamedTuple):
     d_sink: Any = None
 
 
-def attention_backward(d_out, q, k, v, out, lse, *, d_lse=None, causal: bool = False, top_left: bool = False,
-                       window: Optional[Tuple[int, int]] = None, mask=None, bias=None, alibi=None, softcap: float = 0.0,
-                       sink=None, dropout: float = 0.0, seed: Optional[int] = None, offset: int = 0,
-                       scale: Optional[float] = None, kv_len=None, layout: str = "bhnd", backend=None, q_offsets=None,
-                       k_offsets=None, max_q_len: int = 0, max_k_len: int = 0, threads: int = 0, kernel: Optional[str] = None,
+def _backward_outputs(named: Dict[str, Any], layout: str, *gradients: str) -> List[Output]:
+    return [("d_" + name, tuple(named[name].shape), named[name], False) for name in gradients]
+
+
+def attention_backward(d_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, d_lse: Any = None, causal: bool = False,
+                       top_left: bool = False, window: Window = None, mask: Any = None, bias: Any = None, alibi: Any = None,
+                       softcap: float = 0.0, sink: Any = None, dropout: float = 0.0, seed: Optional[int] = None, offset: int = 0,
+                       scale: Optional[float] = None, kv_len: Any = None, layout: str = "bhnd", backend: Backend = None,
+                       q_offsets: Any = None, k_offsets: Any = None, max_q_len: int = 0, max_k_len: int = 0, threads: int = 0,
+                       kernel: Optional[str] = None,
                        gradients: Sequence[str] = ("q", "k", "v", "bias", "sink")) -> Gradients:
     """The gradients of attention(): `out` and `lse` are those of the forward pass, the options the same."""
-    q_offsets, k_offsets, kv_len = (_integers(x) for x in (q_offsets, k_offsets, kv_len))
+    q_offsets, k_offsets = _integers(q_offsets), _integers(k_offsets)
     if q_offsets is not None and not max_q_len:
         max_q_len = _longest(q_offsets)
     if k_offsets is not None and not max_k_len:
         max_k_len = _longest(k_offsets)
-    named = _inputs(q, k, v, mask, bias, alibi, sink, kv_len, q_offsets, k_offsets, None)
-    named += [("out", out), ("lse", lse), ("d_out", d_out)] + ([("d_lse", d_lse)] if d_lse is not None else [])
-    available = {"q": q, "k": k, "v": v, "bias": bias, "sink": sink}
-    names = [name for name in available if name in gradients and available[name] is not None]
-    outputs = [("d_" + name, tuple(available[name].shape), available[name], False) for name in names]
+    names, arrays = _operands(q, k, v, mask, bias, alibi, sink, _integers(kv_len), q_offsets, k_offsets, None)
+    names += ("out", "lse", "d_out") if d_lse is None else ("out", "lse", "d_out", "d_lse")
+    arrays += [out, lse, d_out] if d_lse is None else [out, lse, d_out, d_lse]
+    wanted = tuple(name for name in ("q", "k", "v", "bias", "sink") if name in gradients and name in names)
     if window is not None:
-        window = tuple(window)
-    if not (backend is None or isinstance(backend, str)):
+        window = tuple(window)  # type: ignore[assignment]
+    if backend is not None and not isinstance(backend, str):
         backend = tuple(backend)
-    settings = (causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len, None, threads, False, kernel)
-    results = _execute(c.BACKWARD, named, settings, layout, outputs, _seed_of(dropout, seed, c.BACKWARD), offset)
-    return Gradients(**{"d_" + name: x for name, x in zip(names, results)})
+    results = call(c.BACKWARD, names, arrays, (causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len,
+                                               None, threads, kernel),
+                   layout, wanted, _backward_outputs, _seed_of(dropout, seed, c.BACKWARD) if dropout else 0, offset)
+    return Gradients(**{"d_" + name: x for name, x in zip(wanted, results)})
 
 
 @dataclass(frozen=True)
@@ -264,18 +160,19 @@ class Explanation:
     passed_over: Tuple[Tuple[str, str], ...]
 
 
-def explain(q, k, v, *, causal: bool = False, top_left: bool = False, window: Optional[Tuple[int, int]] = None, mask=None,
-            bias=None, alibi=None, softcap: float = 0.0, sink=None, dropout: float = 0.0, scale: Optional[float] = None,
-            kv_len=None, layout: str = "bhnd", backend=None, q_offsets=None, k_offsets=None, block_table=None, max_q_len: int = 0,
-            max_k_len: int = 0, threads: int = 0, kernel: Optional[str] = None) -> Explanation:
+def explain(q: Any, k: Any, v: Any, *, causal: bool = False, top_left: bool = False, window: Window = None, mask: Any = None,
+            bias: Any = None, alibi: Any = None, softcap: float = 0.0, sink: Any = None, dropout: float = 0.0,
+            scale: Optional[float] = None, kv_len: Any = None, layout: str = "bhnd", backend: Backend = None,
+            q_offsets: Any = None, k_offsets: Any = None, block_table: Any = None, max_q_len: int = 0, max_k_len: int = 0,
+            threads: int = 0, kernel: Optional[str] = None) -> Explanation:
     """What attention() would do with these arguments; nothing is computed."""
-    named = _inputs(q, k, v, mask, bias, alibi, sink, _integers(kv_len), _integers(q_offsets), _integers(k_offsets),
-                    _integers(block_table))
-    views = {name: adapter_of(x).view(x) for name, x in named}
+    names, arrays = _operands(q, k, v, mask, bias, alibi, sink, _integers(kv_len), _integers(q_offsets), _integers(k_offsets),
+                              _integers(block_table))
+    views = {name: adapter_of(x).view(x) for name, x in zip(names, arrays)}
     shape = tuple(q.shape[:-1]) + tuple(v.shape[-1:])
-    views["out"] = View(256, shape, compact_strides(shape), views["q"].code, views["q"].bits, views["q"].device, None)
-    settings = (causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len, None, threads, False, kernel)
-    prepared, found = _Prepared(c.FORWARD, views, _options(*settings), layout == "bnhd"), c.Explanation()
+    views["out"] = View(256, shape, compact_strides(shape), views["q"].code, views["q"].bits, views["q"].device)
+    options = make_options(causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len, None, threads, kernel)
+    prepared, found = Prepared(c.FORWARD, views, options, layout == "bnhd"), c.Explanation()
     found.size = ctypes.sizeof(c.Explanation)
     status = c.lib.attend_explain(c.FORWARD, prepared.args_pointer, byref(prepared.options), byref(found))
     if status:
@@ -287,10 +184,11 @@ def explain(q, k, v, *, causal: bool = False, top_left: bool = False, window: Op
                              if not x.chosen))
 
 
-def info() -> dict:
+def info() -> Dict[str, Any]:
     """What this machine has: version, CPU features, threads, every kernel compiled in, GPUs."""
     backends = {bit: name for name, bit in c.BACKENDS.items()}
-    kernels, gpus = [], []
+    kernels: List[Dict[str, Any]] = []
+    gpus: List[Dict[str, Any]] = []
     kernel, gpu = c.Kernel(size=ctypes.sizeof(c.Kernel)), c.Gpu(size=ctypes.sizeof(c.Gpu))
     while c.lib.attend_kernel_at(len(kernels), byref(kernel)) == 0:
         kernels.append({"name": kernel.name.decode(), "backend": backends.get(kernel.backend, ""),

@@ -31,12 +31,14 @@ def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, sof
 
 def flash_attn_kvpacked_func(q: Tensor, kv: Tensor, *args: Any, **kwargs: Any) -> Any:
     """kv [B,Nk,2,Hkv,D]; the rest as flash_attn_func."""
-    return flash_attn_func(q, *kv.unbind(2), *args, **kwargs)
+    k, v = kv.unbind(2)
+    return flash_attn_func(q, k, v, *args, **kwargs)
 
 
 def flash_attn_qkvpacked_func(qkv: Tensor, *args: Any, **kwargs: Any) -> Any:
     """qkv [B,N,3,H,D]; the rest as flash_attn_func."""
-    return flash_attn_func(*qkv.unbind(2), *args, **kwargs)
+    q, k, v = qkv.unbind(2)
+    return flash_attn_func(q, k, v, *args, **kwargs)
 
 
 def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
@@ -51,7 +53,7 @@ def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor
         lengths = (cu_seqlens_k[1:] - cu_seqlens_k[:-1]).contiguous()
         with torch.no_grad():
             found = _call.attention(q, k.transpose(1, 2), v.transpose(1, 2), q_offsets=cu_seqlens_q, max_q_len=max_seqlen_q,
-                                    block_table=block_table, kv_len=lengths, causal=causal, window=tuple(window_size),
+                                    block_table=block_table, kv_len=lengths, causal=causal, window=window_size,
                                     softcap=softcap, alibi=alibi_slopes, scale=softmax_scale, dropout=dropout_p,
                                     return_lse=return_attn_probs)
         return _result(found, return_attn_probs)
@@ -63,12 +65,14 @@ def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor
 
 def flash_attn_varlen_kvpacked_func(q: Tensor, kv: Tensor, *args: Any, **kwargs: Any) -> Any:
     """kv [Tk,2,Hkv,D]; the rest as flash_attn_varlen_func."""
-    return flash_attn_varlen_func(q, *kv.unbind(1), *args, **kwargs)
+    k, v = kv.unbind(1)
+    return flash_attn_varlen_func(q, k, v, *args, **kwargs)
 
 
 def flash_attn_varlen_qkvpacked_func(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, *args: Any, **kwargs: Any) -> Any:
     """qkv [T,3,H,D]; the rest as flash_attn_varlen_func."""
-    return flash_attn_varlen_func(*qkv.unbind(1), cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, *args, **kwargs)
+    q, k, v = qkv.unbind(1)
+    return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, *args, **kwargs)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
@@ -124,6 +128,6 @@ def flash_attn_with_kvcache(q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Opti
     if cache_leftpad is not None:
         mask = torch.arange(capacity, device=q.device) >= cache_leftpad[:, None]
     found = _call.attention(q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2), kv_len=lengths, mask=mask,
-                            block_table=block_table, causal=causal, window=tuple(window_size), softcap=softcap,
+                            block_table=block_table, causal=causal, window=window_size, softcap=softcap,
                             alibi=alibi_slopes, scale=softmax_scale, return_lse=return_softmax_lse)
     return (found[0].transpose(1, 2), found[1]) if return_softmax_lse else found.transpose(1, 2)

@@ -4,7 +4,7 @@ graph around it is run by ONNX's reference evaluator, in which Attention is repl
 1.22 applied softcap in another order."""
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import numpy as np
 from onnx.backend.base import Backend, BackendRep
@@ -13,10 +13,11 @@ from onnx.reference.op_run import OpRun
 
 from . import attention
 
+Array = np.ndarray[Any, Any]
 _SCORES = {0: "raw", 1: "softcap", 2: "masked"}
 
 
-def _heads(x: np.ndarray, count: Optional[int]) -> np.ndarray:
+def _heads(x: Array, count: Optional[int]) -> Array:
     """[B,N,H*D] as a view [B,H,N,D]."""
     if x.ndim == 4:
         return x
@@ -25,7 +26,7 @@ def _heads(x: np.ndarray, count: Optional[int]) -> np.ndarray:
     return x.reshape(*x.shape[:2], count, -1).swapaxes(1, 2)
 
 
-def _allowed(n_q: int, n_k: int, offset: int, causal: bool, window: tuple) -> np.ndarray:
+def _allowed(n_q: int, n_k: int, offset: int, causal: bool, window: Tuple[int, int]) -> Array:
     """Causal and window for an offset that is neither 0 nor n_k - n_q."""
     distance = np.arange(n_k) - np.arange(n_q)[:, None] - offset
     allowed = np.ones((n_q, n_k), bool)
@@ -41,20 +42,24 @@ def _allowed(n_q: int, n_k: int, offset: int, causal: bool, window: tuple) -> np
 class _AttentionOp(OpRun):
     op_domain = ""
 
-    def _run(self, Q, K, V, attn_mask=None, past_key=None, past_value=None, nonpad_kv_seqlen=None, scale=None, is_causal=None,
-             q_num_heads=None, kv_num_heads=None, softmax_precision=None, softcap=None, qk_matmul_output_mode=None,
-             left_window_size=None, right_window_size=None):
+    def _run(self, Q: Array, K: Array, V: Array, attn_mask: Optional[Array] = None, past_key: Optional[Array] = None,
+             past_value: Optional[Array] = None, nonpad_kv_seqlen: Optional[Array] = None, scale: Optional[float] = None,
+             is_causal: Optional[int] = None, q_num_heads: Optional[int] = None, kv_num_heads: Optional[int] = None,
+             softmax_precision: Optional[int] = None, softcap: Optional[float] = None,
+             qk_matmul_output_mode: Optional[int] = None, left_window_size: Optional[int] = None,
+             right_window_size: Optional[int] = None) -> Tuple[Array, ...]:
         # softmax_precision asks for at least as much as the f32 (f64) in which libattend always works
         q, k, v = _heads(Q, q_num_heads), _heads(K, kv_num_heads), _heads(V, kv_num_heads)
         if (past_key is None) != (past_value is None):
             raise ValueError("past_key and past_value must be given together")
         if past_key is not None and nonpad_kv_seqlen is not None:
             raise ValueError("nonpad_kv_seqlen cannot be combined with past_key")
-        if past_key is not None:
+        if past_key is not None and past_value is not None:
             k, v = np.concatenate((past_key, k), 2), np.concatenate((past_value, v), 2)
         n_q, n_k, causal = q.shape[2], k.shape[2], bool(is_causal)
         window = (-1 if left_window_size is None else left_window_size, -1 if right_window_size is None else right_window_size)
         options: dict[str, Any] = dict(scale=scale or None, softcap=softcap or 0.0)
+        where: dict[str, Any]
         mask = bias = None
         if attn_mask is not None:
             fill = False if attn_mask.dtype == bool else -np.inf
@@ -98,10 +103,10 @@ _AttentionOp.__name__ = "Attention"
 class AttendBackendRep(BackendRep):
     """A model made ready to run."""
 
-    def __init__(self, model):
+    def __init__(self, model: Any):
         self._evaluator = ReferenceEvaluator(model, new_ops=[_AttentionOp])
 
-    def run(self, inputs, **kwargs):
+    def run(self, inputs: Any, **kwargs: Any) -> Tuple[Any, ...]:
         return tuple(self._evaluator.run(None, dict(zip(self._evaluator.input_names, inputs))))
 
 
@@ -109,7 +114,7 @@ class AttendBackend(Backend):
     """The backend: prepare(model).run(inputs), run_model(model, inputs)."""
 
     @classmethod
-    def prepare(cls, model, device="CPU", **kwargs):
+    def prepare(cls, model: Any, device: str = "CPU", **kwargs: Any) -> AttendBackendRep:
         super().prepare(model, device, **kwargs)
         return AttendBackendRep(model)
 
