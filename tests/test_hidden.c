@@ -10,7 +10,6 @@
 #include <cmocka.h>
 
 #include <math.h>
-#include <string.h>
 
 static const attend_dtype types[] = {{2, 32, 1}, {2, 16, 1}, {4, 16, 1}, {2, 64, 1}};
 
