@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 bool io_fail(io_error *error, const char *format, ...) {
@@ -34,17 +35,26 @@ void io_array_free(io_array *a) {
   a->owned = NULL;
 }
 
-bool io_array_new(io_array *a, attend_dtype dtype, int ndim, const int64_t *shape, io_error *error) {
+bool io_array_describe(io_array *a, attend_dtype dtype, int ndim, const int64_t *shape, size_t *bytes,
+                       io_error *error) {
   memset(a, 0, sizeof *a);
   a->tensor = attend_tensor_of(NULL, dtype, ndim, a->shape);
-  int64_t count = 1;
+  int64_t count = 1, size;
   for (int i = ndim - 1; i >= 0; i--) {
     a->shape[i] = shape[i];
     a->strides[i] = count;
     if (__builtin_mul_overflow(count, shape[i], &count)) return io_fail(error, "an array's size overflows");
   }
+  if (__builtin_mul_overflow(count, (int64_t)io_element_size(dtype), &size) || size > PTRDIFF_MAX - 4096)
+    return io_fail(error, "an array's size overflows");
   io_array_fix(a);
-  size_t bytes = (size_t)count * io_element_size(dtype);
+  *bytes = (size_t)size;
+  return true;
+}
+
+bool io_array_new(io_array *a, attend_dtype dtype, int ndim, const int64_t *shape, io_error *error) {
+  size_t bytes = 0;
+  if (!io_array_describe(a, dtype, ndim, shape, &bytes, error)) return false;
   a->owned = aligned_alloc(64, (bytes + 127) / 64 * 64);
   if (!a->owned) return io_fail(error, "out of memory: an array of %zu bytes", bytes);
   memset(a->owned, 0, bytes);
@@ -94,38 +104,47 @@ static void remove_unfinished(int signal_number) {
 bool io_output_open(io_output *o, const char *path, io_error *error) {
   memset(o, 0, sizeof *o);
   if (strlen(path) >= sizeof o->path) return io_fail(error, "%.60s...: the path is too long", path);
-  strcpy(o->path, path);
-  snprintf(o->temporary, sizeof o->temporary, "%s.%ld.part", path, (long)getpid());
+  struct stat is;
+  if (!stat(path, &is) && S_ISDIR(is.st_mode)) return io_fail(error, "%s: cannot be written: it is a directory", path);
+  if (!stat(path, &is) && !S_ISREG(is.st_mode)) { /* a pipe or a device is written to, not replaced by a file */
+    strcpy(o->path, path);
+    o->file = fopen(path, "wb");
+    return o->file || io_fail(error, "%s: cannot be written: %s", path, strerror(errno));
+  }
+  if (!realpath(path, o->path)) strcpy(o->path, path); /* through a link: what it points to is replaced, not the link */
+  snprintf(o->temporary, sizeof o->temporary, "%s.%ld.part", o->path, (long)getpid());
   const int ending[] = {SIGINT, SIGTERM, SIGHUP};
   for (int i = 0; i < 3; i++) {
     struct sigaction before, action = {.sa_handler = remove_unfinished};
     if (!sigaction(ending[i], NULL, &before) && before.sa_handler != SIG_IGN) sigaction(ending[i], &action, NULL);
   }
-  o->file = fopen(o->temporary, "wb");
-  if (!o->file) return io_fail(error, "%s: cannot be written: %s", path, strerror(errno));
   unfinished = o->temporary;
-  return true;
+  o->file = fopen(o->temporary, "wb");
+  if (o->file) return true;
+  unfinished = NULL;
+  return io_fail(error, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 void io_output_abandon(io_output *o) {
   if (!o->file) return;
   fclose(o->file);
-  unlink(o->temporary);
+  if (o->temporary[0]) unlink(o->temporary);
   unfinished = NULL;
   o->file = NULL;
 }
 
 bool io_output_commit(io_output *o, io_error *error) {
-  bool good = !ferror(o->file) && !fflush(o->file) && !fsync(fileno(o->file));
+  bool whole = o->temporary[0];
+  bool good = !ferror(o->file) && !fflush(o->file) && (!whole || !fsync(fileno(o->file)));
   if (!good) {
     int why = errno;
     io_output_abandon(o);
     return io_fail(error, "%s: not written: %s", o->path, strerror(why));
   }
-  good = !fclose(o->file) && !rename(o->temporary, o->path);
+  good = !fclose(o->file) && (!whole || !rename(o->temporary, o->path));
   if (!good) {
     int why = errno;
-    unlink(o->temporary);
+    if (whole) unlink(o->temporary);
     io_fail(error, "%s: not written: %s", o->path, strerror(why));
   }
   unfinished = NULL;

@@ -30,6 +30,9 @@ typedef struct io_array {
 void io_array_fix(io_array *array);
 void io_array_free(io_array *array);
 size_t io_element_size(attend_dtype dtype); /* bytes; 0 if the type is none of attend.h's */
+/* Shape, compact strides and the bytes they take, without memory; false if that overflows. */
+bool io_array_describe(io_array *array, attend_dtype dtype, int ndim, const int64_t *shape, size_t *bytes,
+                       io_error *error);
 /* A compact zeroed array; false when out of memory. */
 bool io_array_new(io_array *array, attend_dtype dtype, int ndim, const int64_t *shape, io_error *error);
 
@@ -56,10 +59,10 @@ bool io_safetensors_write(const char *path, const char *const *names, const atte
                           io_error *error);
 
 /* Writing whole or not at all: a temporary file beside the target, renamed over it by io_output_commit. A signal that
- * ends the program removes it. */
+ * ends the program removes it. What is there and is no file (a pipe, a terminal) is written to as it is. */
 typedef struct io_output {
   FILE *file;
-  char path[4096], temporary[4096 + 32];
+  char path[4096], temporary[4096 + 32]; /* temporary: "" if there is none */
 } io_output;
 bool io_output_open(io_output *output, const char *path, io_error *error);
 bool io_output_commit(io_output *output, io_error *error); /* on failure the temporary file is gone too */
