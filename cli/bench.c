@@ -7,16 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char help[] =
-    "usage: attend bench [--shape B,H[/HKV],NQ[/NK],D[/DV]] [--seconds S] [OPTION...]\n\n"
+static const char usage[] =
+    "usage: attend bench [--shape B,H[/HKV],NQ[/NK],D[/DV]] [OPTION...]\n\n"
     "Time attention on random inputs: one shape, or a built-in grid (long, decode and short sequences; full and\n"
-    "causal; forward and backward; f32 and bf16), on one thread and on all, or on --threads. Prints the median and "
-    "its\n"
-    "fraction of the ceiling: multiply-adds, or memory bandwidth where that binds (reads for decode, else three reads\n"
-    "to one streaming write). A CPU's ceilings are measured in the same run; a GPU's follow from its clocks and "
-    "units.\n"
-    "\n"
-    "  --seconds S   time for each case (default 0.3)\n";
+    "causal; forward and backward; f32 and bf16; of these, --dtype, --causal, --backward and --layout choose), on one\n"
+    "thread and on all, or on --threads. Prints the median and its fraction of the ceiling: multiply-adds, or memory\n"
+    "bandwidth where that binds (reads for decode, else three reads to one streaming write). A CPU's ceilings are\n"
+    "measured in the same run; a GPU's follow from its clocks and units.\n";
 
 /* ---- The grid --------------------------------------------------------------------------------------------------- */
 
@@ -44,14 +41,18 @@ static const family grid[] = {
 };
 enum { FAMILIES = sizeof grid / sizeof *grid };
 
-/* Number `wanted` of the grid's cases, put into the request; false past the last. */
+/* Number `wanted` of the grid's cases that the request's flags leave, put into the request; false past the last. */
 static bool grid_case(int wanted, cli_request *r) {
   int at = 0;
   for (const family *f = grid; f < grid + FAMILIES; f++)
     for (int c = 0; c < 16; c++) {
       int mask = c & 1 ? CAUSAL : FULL, dtype = c & 2 ? BF16 : F32, layout = c & 4 ? BNHD : BHND,
           direction = c & 8 ? BACKWARD : FORWARD;
-      if (!(f->masks & mask && f->directions & direction && f->layouts & layout && f->dtypes & dtype) || at++ != wanted)
+      if (!(f->masks & mask && f->directions & direction && f->layouts & layout && f->dtypes & dtype)) continue;
+      if (r->has_dtype && (r->dtype.bits != (dtype == BF16 ? 16 : 32) || r->dtype.code != (dtype == BF16 ? 4 : 2)))
+        continue;
+      if ((r->has_layout && r->bnhd != (layout == BNHD)) || (r->backward && direction != BACKWARD) ||
+          (r->options.flags & ATTEND_CAUSAL && mask != CAUSAL) || at++ != wanted)
         continue;
       r->has_shape = true;
       r->batch = f->batch, r->heads = f->heads, r->kv_heads = f->kv_heads, r->q_len = f->q_len, r->k_len = f->k_len;
@@ -233,22 +234,23 @@ static void head(const cli_request *r, const ceilings *c, int threads) {
 }
 
 /* One shape or the grid, on so many threads. */
-static bool bench_threads(const cli_request *r, int threads, double start, cJSON *json, io_error *error) {
+static bool bench_threads(const cli_request *r, int threads, cJSON *json, io_error *error) {
   cli_request one = *r;
   one.options.threads = threads;
-  cli_progress(r, start, "measuring the ceilings");
+  cli_progress(r, "measuring the ceilings");
   ceilings c = r->device.type == ATTEND_CUDA ? gpu_ceilings(r->device.id) : measure_ceilings(threads);
-  cli_progress(r, start, NULL);
+  cli_progress(r, NULL);
   head(r, &c, threads);
-  int cases = 1;
-  for (cli_request any = one; !r->has_shape && grid_case(cases, &any);) cases++;
+  int cases = r->has_shape;
+  for (cli_request any = one; !r->has_shape && grid_case(cases, &any); any = one) cases++;
+  if (!cases) return io_fail(error, "bench: no case of the grid is of this --dtype; give --shape too");
   for (int i = 0; i < cases; i++) {
     cli_request each = one;
     measurement m;
     if (!r->has_shape) grid_case(i, &each);
-    cli_progress(r, start, "case %d of %d on %d thread%s", i + 1, cases, threads, threads == 1 ? "" : "s");
+    cli_progress(r, "case %d of %d on %d thread%s", i + 1, cases, threads, threads == 1 ? "" : "s");
     bool good = time_case(&each, &m, error);
-    cli_progress(r, start, NULL);
+    cli_progress(r, NULL);
     if (!good) return false;
     report(&each, &m, &c, json);
   }
@@ -257,15 +259,14 @@ static bool bench_threads(const cli_request *r, int threads, double start, cJSON
 
 int cli_bench(int argc, char **argv) {
   cli_request r;
-  int code = cli_parse("bench", help, argc, argv, &r);
+  int code = cli_parse("bench", usage, argc, argv, &r);
   if (code >= 0) return code;
   io_error error;
-  double start = cli_seconds();
   cJSON *json = cJSON_CreateArray();
   int most = attend_cpu_threads(), threads = r.options.threads ? r.options.threads : most;
   bool both = !r.has_shape && !r.options.threads && most > 1 && r.device.type == ATTEND_CPU;
-  bool good = device_usable(r.device, &error) && (!both || bench_threads(&r, 1, start, json, &error)) &&
-              bench_threads(&r, threads, start, json, &error);
+  bool good = device_usable(r.device, &error) && (!both || bench_threads(&r, 1, json, &error)) &&
+              bench_threads(&r, threads, json, &error);
   if (good && r.json)
     cli_print_json(json);
   else

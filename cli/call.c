@@ -85,11 +85,25 @@ static void swap_heads(io_array *a) {
   a->shape[2] = n, a->strides[2] = s;
 }
 
+/* A compact zeroed array; of a request without data, one that has an address but no memory: addresses that do not
+ * overlap are all that a plan looks at. */
+static bool new_array(const cli_request *r, io_array *a, attend_dtype dtype, int ndim, const int64_t *shape,
+                      io_error *error) {
+  static uintptr_t next = 4096;
+  if (!r->no_data) return io_array_new(a, dtype, ndim, shape, error);
+  size_t bytes;
+  if (!io_array_describe(a, dtype, ndim, shape, &bytes, error)) return false;
+  if (bytes > SIZE_MAX / 2 - next) return io_fail(error, "an array of %zu bytes is beyond all addresses", bytes);
+  a->tensor.data = (void *)next;
+  next += (bytes + 4096) / 4096 * 4096;
+  return true;
+}
+
 /* A new [B,H,N,D] tensor in the request's layout. */
 static bool new_heads(const cli_request *r, int64_t b, int64_t h, int64_t n, int64_t d, attend_dtype dtype, io_array *a,
                       io_error *error) {
   int64_t shape[4] = {b, r->bnhd ? n : h, r->bnhd ? h : n, d};
-  if (!io_array_new(a, dtype, 4, shape, error)) return false;
+  if (!new_array(r, a, dtype, 4, shape, error)) return false;
   if (r->bnhd) swap_heads(a);
   return true;
 }
@@ -147,14 +161,13 @@ bool cli_call_make(const cli_request *r, uint64_t state, cli_call *c, io_error *
   memset(c, 0, sizeof *c);
   if (r->tensors && !io_safetensors_read(r->tensors, &c->file, error)) return false;
   attend_args *a = &c->args;
-  if (r->has_shape && !r->q && !r->tensors) {
+  if (r->has_shape) {
     if (!new_heads(r, r->batch, r->heads, r->q_len, r->head_dim, r->dtype, &c->q, error) ||
         !new_heads(r, r->batch, r->kv_heads, r->k_len, r->head_dim, r->dtype, &c->k, error) ||
         !new_heads(r, r->batch, r->kv_heads, r->k_len, r->v_dim, r->dtype, &c->v, error))
       return false;
-    cli_fill_random(&c->q, &state);
-    cli_fill_random(&c->k, &state);
-    cli_fill_random(&c->v, &state);
+    io_array *const random[] = {&c->q, &c->k, &c->v};
+    for (int i = 0; !r->no_data && i < 3; i++) cli_fill_random(random[i], &state);
   } else if (!load_heads(r, c, r->q, "q", &c->q, error) || !load_heads(r, c, r->k, "k", &c->k, error) ||
              !load_heads(r, c, r->v, "v", &c->v, error))
     return false;
@@ -181,7 +194,7 @@ bool cli_call_make(const cli_request *r, uint64_t state, cli_call *c, io_error *
   int64_t rows[3] = {c->q.shape[0], c->q.shape[1], c->q.shape[2]};
   bool wide = c->q.tensor.dtype.code == 2 && c->q.tensor.dtype.bits == 64;
   if (!new_heads(r, c->q.shape[0], c->q.shape[1], c->q.shape[2], v_dim, c->q.tensor.dtype, &c->out, error) ||
-      !io_array_new(&c->lse, wide ? ATTEND_F64 : ATTEND_F32, 3, rows, error))
+      !new_array(r, &c->lse, wide ? ATTEND_F64 : ATTEND_F32, 3, rows, error))
     return false;
   a->out = &c->out.tensor, a->lse = &c->lse.tensor;
   a->dropout_seed = r->seed, a->dropout_offset = r->offset;
@@ -200,7 +213,7 @@ bool cli_call_add_probs(cli_call *c, io_error *error) {
 static bool new_like(const cli_request *r, const io_array *of, io_array *a, io_error *error) {
   const int64_t *s = of->shape;
   if (of->tensor.ndim == 4 && r->bnhd) return new_heads(r, s[0], s[1], s[2], s[3], of->tensor.dtype, a, error);
-  return io_array_new(a, of->tensor.dtype, of->tensor.ndim, s, error);
+  return new_array(r, a, of->tensor.dtype, of->tensor.ndim, s, error);
 }
 
 bool cli_call_add_gradients(const cli_request *r, cli_call *c, io_error *error) {
@@ -210,17 +223,17 @@ bool cli_call_add_gradients(const cli_request *r, cli_call *c, io_error *error) 
   } else {
     uint64_t state = 12345;
     if (!new_like(r, &c->out, &c->d_out, error)) return false;
-    cli_fill_random(&c->d_out, &state);
+    if (!r->no_data) cli_fill_random(&c->d_out, &state);
   }
   if (!new_like(r, &c->q, &c->d_q, error) || !new_like(r, &c->k, &c->d_k, error) || !new_like(r, &c->v, &c->d_v, error))
     return false;
   a->d_out = &c->d_out.tensor, a->d_q = &c->d_q.tensor, a->d_k = &c->d_k.tensor, a->d_v = &c->d_v.tensor;
   if (a->bias) {
-    if (!io_array_new(&c->d_bias, c->bias.tensor.dtype, c->bias.tensor.ndim, c->bias.shape, error)) return false;
+    if (!new_array(r, &c->d_bias, c->bias.tensor.dtype, c->bias.tensor.ndim, c->bias.shape, error)) return false;
     a->d_bias = &c->d_bias.tensor;
   }
   if (a->sink) {
-    if (!io_array_new(&c->d_sink, c->sink.tensor.dtype, c->sink.tensor.ndim, c->sink.shape, error)) return false;
+    if (!new_array(r, &c->d_sink, c->sink.tensor.dtype, c->sink.tensor.ndim, c->sink.shape, error)) return false;
     a->d_sink = &c->d_sink.tensor;
   }
   return true;

@@ -10,10 +10,10 @@
 enum { EXIT_GOOD = 0, EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2 };
 
 typedef struct cli_request {
-  bool has_shape, bnhd, backward, json, check, no_progress;
+  bool has_shape, has_seed, bnhd, backward, json, check, no_progress, no_data;
   int64_t batch, heads, kv_heads, q_len, k_len, head_dim, v_dim;
   attend_dtype dtype;
-  bool has_dtype, has_device;
+  bool has_dtype, has_layout, has_device;
   attend_device device;
   attend_options options;
   char kernel[ATTEND_NAME_SIZE];
@@ -25,16 +25,17 @@ typedef struct cli_request {
   int64_t batch_shown;
 } cli_request;
 
-/* Parse argv[1..] of a subcommand. Returns -1 to go on, otherwise the exit code (0 after --help). */
-int cli_parse(const char *command, const char *help, int argc, char **argv, cli_request *request);
+/* Parse argv[1..] of a subcommand. Returns -1 to go on, otherwise the exit code (0 after --help, which prints `usage`
+ * and the flags). */
+int cli_parse(const char *command, const char *usage, int argc, char **argv, cli_request *request);
 /* Print "attend: ..." on stderr; EXIT_BAD_INPUT. */
 int cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *cli_backend_name(uint32_t backend);
 const char *cli_dtype_name(attend_dtype dtype);
 double cli_seconds(void);
-/* On a terminal, and once two seconds have passed since `start`: a line that overwrites itself. NULL clears it. */
-void cli_progress(const cli_request *request, double start, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+/* What is being done, in a few words: progress.c shows it, with the seconds, on a terminal and after two seconds. NULL
+ * clears it, which has to be before anything else is printed. */
+void cli_progress(const cli_request *request, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void cli_print_json(cJSON *json); /* and delete it */
 
 enum { CLI_ARRAYS = 17, CLI_FIRST_RESULT = 9 };
@@ -51,7 +52,8 @@ typedef struct cli_call {
 /* The arrays in the order above. */
 void cli_call_arrays(cli_call *call, io_array *arrays[CLI_ARRAYS]);
 
-/* Inputs from the request's files, or random ones of its shape and types. */
+/* Inputs from the request's files, or random ones of its shape and types; with request->no_data these have addresses
+ * only, which nothing may read. */
 bool cli_call_make(const cli_request *request, uint64_t random_seed, cli_call *call, io_error *error);
 /* Fill dropout_seed, d_out and the gradients that `backward` needs. */
 bool cli_call_add_gradients(const cli_request *request, cli_call *call, io_error *error);

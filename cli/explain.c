@@ -2,15 +2,17 @@
 /* attend explain: the plan for given shapes, before anything runs. */
 #include "cli.h"
 
-static const char help[] =
-    "usage: attend explain --shape B,H[/HKV],NQ[/NK],D[/DV] [OPTION...]\n\n"
+static const char usage[] =
+    "usage: attend explain (--shape B,H[/HKV],NQ[/NK],D[/DV] | --q F --k F --v F | --tensors F [--prefix P]) "
+    "[OPTION...]\n\n"
     "The kernel that a call of this shape would get, its tiles and workspace, and why each other was passed\n"
     "over. Needs no data; operands may come from files, for their shapes.\n";
 
 int cli_explain(int argc, char **argv) {
   cli_request r;
-  int code = cli_parse("explain", help, argc, argv, &r);
+  int code = cli_parse("explain", usage, argc, argv, &r);
   if (code >= 0) return code;
+  r.no_data = true;
   cli_call c = {.args = {.size = 0}};
   io_error error;
   attend_explanation e = {.size = sizeof e};

@@ -2,12 +2,12 @@
 /* attend info: what this machine has. */
 #include "cli.h"
 
-static const char help[] =
+static const char usage[] =
     "usage: attend info [--json]\n\nCPU features, GPUs, and every kernel compiled in: usable, or why not.\n";
 
 int cli_info(int argc, char **argv) {
   cli_request r;
-  int code = cli_parse("info", help, argc, argv, &r);
+  int code = cli_parse("info", usage, argc, argv, &r);
   if (code >= 0) return code;
   cJSON *json = cJSON_CreateObject(), *backends = cJSON_AddArrayToObject(json, "backends");
   cJSON_AddStringToObject(json, "cpu", attend_cpu_features());

@@ -2,7 +2,9 @@
 /* attend: exact attention from the command line. */
 #include "cli.h"
 
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct {
   const char *name;
@@ -25,7 +27,20 @@ static void usage(FILE *f) {
              "Exit status: 0 success, 1 a check failed, 2 bad usage or input.\n");
 }
 
+/* Started with a standard stream closed, the next file opened would take its number, and what is printed would get into
+ * that file. Standing in is a stream that cannot be used: writing to it fails as it should. */
+static void occupy_standard_streams(void) {
+  while (true) {
+    int stream = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (stream < 0) return;
+    if (stream <= 2) continue;
+    close(stream);
+    return;
+  }
+}
+
 int main(int argc, char **argv) {
+  occupy_standard_streams();
   if (argc < 2) {
     usage(stderr);
     return EXIT_BAD_INPUT;

@@ -5,16 +5,13 @@
 #include <math.h>
 #include <string.h>
 
-static const char help[] =
+static const char usage[] =
     "usage: attend run (--q F --k F --v F | --tensors F [--prefix P] | --shape B,H[/HKV],NQ[/NK],D[/DV]) "
     "[OPTION...]\n\n"
     "Compute attention. Inputs are .npy files, or the tensors q, k, v, mask, bias, alibi, sink, kv_len, d_out of one\n"
-    ".safetensors file (their names behind --prefix), or random. Prints the kernel, the time and the rate.\n\n"
-    "  --out F --lse F --probs F   write results to .npy files; --probs runs a back-end that has them\n"
-    "  --out F.safetensors         all results in one file\n"
-    "  --backward --gradients F    also the gradients (.safetensors), from --d-out F or a random one\n"
-    "  --check                     compare all results with the f64 reference; exit status 1 if any error is beyond\n"
-    "                              what rounding explains\n";
+    ".safetensors file (their names behind --prefix), or random. Prints the kernel, the time and the rate. With "
+    "--check\n"
+    "the exit status is 1 if any error is beyond what rounding explains.\n";
 
 static bool ends_with(const char *text, const char *end) {
   size_t n = strlen(text), m = strlen(end);
@@ -99,6 +96,7 @@ static bool check(const cli_request *r, cli_call *c, judgement *j, io_error *err
   if (args.d_q) args.d_q = &exact[1].tensor, args.d_k = &exact[2].tensor, args.d_v = &exact[3].tensor;
   if (args.d_bias) args.d_bias = &exact[4].tensor;
   if (args.d_sink) args.d_sink = &exact[5].tensor;
+  cli_progress(r, "the f64 reference");
   if (good && (attend_forward_once(&args, &options) || (r->backward && attend_backward_once(&args, &options))))
     good = io_fail(error, "%s", attend_error_message());
   *j = (judgement){0, 0};
@@ -135,6 +133,7 @@ static bool execute(const cli_request *r, cli_call *c, outcome *o, io_error *err
   if (good) good = !attend_check_indices(plans[0], &c->args, NULL) || refused(error);
   if (good) good = (workspace = device_workspace(r->device, o->workspace_bytes, error)) != NULL;
   for (int i = 0; good && i <= (int)last; i++) {
+    cli_progress(r, i ? "backward" : "forward");
     double start = cli_seconds();
     attend_status status = i ? attend_backward(plans[i], &c->args, workspace, o->workspace_bytes, NULL)
                              : attend_forward(plans[i], &c->args, workspace, o->workspace_bytes, NULL);
@@ -174,16 +173,21 @@ static void report(const cli_request *r, const cli_call *c, const outcome *o, co
 
 int cli_run(int argc, char **argv) {
   cli_request r;
-  int code = cli_parse("run", help, argc, argv, &r);
+  int code = cli_parse("run", usage, argc, argv, &r);
   if (code >= 0) return code;
   if (r.gradients && !r.backward) return cli_error("run: --gradients needs --backward");
   cli_call c = {.args = {.size = 0}};
   io_error error;
   outcome o;
   judgement j = {0, 0};
+  if (r.out && ((r.lse && !strcmp(r.out, r.lse)) || (r.probs && !strcmp(r.out, r.probs)) ||
+                (r.gradients && !strcmp(r.out, r.gradients))))
+    return cli_error("run: --out: expected a file of its own, got %s, which another flag names too", r.out);
+  cli_progress(&r, "making the tensors");
   bool good = device_usable(r.device, &error) && cli_call_make(&r, 1, &c, &error) &&
               (!r.probs || cli_call_add_probs(&c, &error)) && (!r.backward || cli_call_add_gradients(&r, &c, &error)) &&
               execute(&r, &c, &o, &error) && (!r.check || check(&r, &c, &j, &error)) && write_results(&r, &c, &error);
+  cli_progress(&r, NULL);
   if (good)
     report(&r, &c, &o, &j);
   else

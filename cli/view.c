@@ -8,9 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char help[] =
-    "usage: attend view (--q F --k F --v F | --tensors F [--prefix P]) --out F.png [--heads 0,1,...] [--batch N] "
-    "[OPTION...]\n\n"
+static const char usage[] =
+    "usage: attend view (--q F --k F --v F | --tensors F [--prefix P] | --shape S) --out F.png [OPTION...]\n\n"
     "The probabilities of attention, one map a head (default: all), query down and key across, as a PNG. Where the\n"
     ".safetensors metadata has \"tokens\" (a JSON list of lists of strings, one a sequence), rows carry their "
     "tokens.\n";
@@ -199,17 +198,20 @@ static bool draw(const cli_request *r, const cli_call *c, io_error *error) {
 
 int cli_view(int argc, char **argv) {
   cli_request r;
-  int code = cli_parse("view", help, argc, argv, &r);
+  int code = cli_parse("view", usage, argc, argv, &r);
   if (code >= 0) return code;
   if (!r.out) return cli_error("view: expected --out FILE.png");
   cli_call c = {.args = {.size = 0}};
   io_error error;
+  cli_progress(&r, "attention");
   bool good = device_usable(r.device, &error) && cli_call_make(&r, 1, &c, &error) && cli_call_add_probs(&c, &error) &&
               device_take(r.device, &c, &error);
   if (good && attend_forward_once(&c.args, &r.options)) good = io_fail(&error, "%s", attend_error_message());
   io_error second;
   good = device_return(r.device, &c, good ? &error : &second) && good;
+  cli_progress(&r, "drawing");
   if (good) good = draw(&r, &c, &error);
+  cli_progress(&r, NULL);
   if (!good) cli_error("%s", error.text);
   cli_call_free(&c);
   return good ? EXIT_GOOD : EXIT_BAD_INPUT;

@@ -7,8 +7,10 @@ import os
 import pty
 import random
 import re
+import resource
 import select
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -250,6 +252,9 @@ class Command(unittest.TestCase):
             (["run", "--tensors", os.path.join(SOURCE, "README.md")], "README.md"),
             (["run", *self.inputs, "--mask", self.inputs[1]], "mask"),
             (["run", *self.inputs, "--out", "/no/such/directory/o.npy"], "/no/such/directory/o.npy"),
+            (["run", "--shape"], "expected a value"), (["run", "-x"], "-x"), (["check", "--causal"], "means nothing here"), (["info", "--shape", "1,1,1,1"], "--shape"),
+            (["run", *self.inputs, "--shape", "1,1,1,1"], "--shape"), (["run", *self.inputs, "--out", "x.npy", "--lse", "x.npy"], "x.npy"),
+            (["run", "--shape", "1,2,4,4", "--seed", "-1"], "--seed"), (["run", "--shape", "1,2,4,4", "--offset", "18446744073709551616"], "--offset"),
             (["view", *self.inputs], "--out"), (["view", *self.inputs, "--out", self.path("v.png"), "--heads", "7"], "--heads"),
             (["view", *self.inputs, "--out", self.path("v.png"), "--batch", "2"], "--batch"),
         ]:
@@ -266,22 +271,89 @@ class Command(unittest.TestCase):
         text, _ = attend("check", "--backend", "math", "--threads", "1")
         self.assertIn(" 0 failed", text)
 
-    def test_help_and_manual_name_every_flag(self):
+    def test_every_help_and_the_manual_name_the_same_flags(self):
         top = attend("--help")[0]
         with open(os.path.join(SOURCE, "docs", "man", "attend.1")) as f:
-            manual = f.read().replace("\\-", "-")
-        with open(os.path.join(SOURCE, "cli", "options.c")) as f:
-            flags = re.findall(r'\{"([a-z-]+)", [01], 0, F_', f.read())
-        self.assertGreater(len(flags), 30)
-        helps = ""
+            manual = re.sub(r"\\f[A-Z]|\\", "", f.read().replace("\\-", "-"))
+        entries = set(re.findall(r"--([a-z-]+)", "\n".join(re.findall(r"^\.TP\n(\.B[A-Z]* .*)", manual, re.M))))
+        taken = {}
         for command in ("info", "run", "explain", "check", "bench", "view"):
             self.assertIn(command, top)
-            helps += attend(command, "--help")[0]
-            self.assertIn(f"attend {command}", manual)
-        for flag in flags:
-            self.assertIn("--" + flag, manual, "docs/man/attend.1")
-            if flag != "help":
-                self.assertIn("--" + flag, helps)
+            self.assertIn(f".SS attend {command}\n", manual)
+            taken[command] = set(re.findall(r"^  --([a-z-]+)", attend(command, "--help")[0], re.M))
+        every = set().union(*taken.values())
+        self.assertEqual(every, entries)
+        for command, flags in taken.items():
+            for flag in every - flags:
+                _, error = attend(command, "--" + flag, "1", status=2)
+                self.assertIn("--" + flag, error)
+
+    def test_explain_takes_no_memory(self):
+        for shape in ("64,128,10000000,128", "1,1,100000000000,64"):
+            answer = json.loads(attend("explain", "--shape", shape, "--json", "--backward")[0])
+            self.assertEqual(answer["status"], "ATTEND_OK")
+        self.assertIn("overflow", attend("explain", "--shape", "1,1,1152921504606846976,4", status=2)[1])
+        self.assertIn("overflow", attend("run", "--shape", "1,1,1152921504606846976,4", status=2)[1])
+
+    def test_little_memory_is_an_error(self):
+        little = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))}
+        for command in ("run", "bench", "view"):
+            more = ["--out", self.path("m.png")] if command == "view" else []
+            _, error = attend(command, "--shape", "1,64,8192,64", *more, status=2, **little)
+            self.assertIn("out of memory", error)
+
+    def test_flags_choose_from_the_grid(self):
+        _, error = attend("bench", "--dtype", "f64", status=2)
+        self.assertIn("--shape", error)
+
+    def test_seeds_have_64_bits(self):
+        for seed in ("18446744073709551615", "0xffffffffffffffff"):
+            attend("run", "--shape", "1,1,2,2", "--seed", seed, "--offset", seed, "--dropout", "0.1")
+        self.assertIn("seed 0\n", attend("check", "--seed", "0", "--kernel", "forward_f32_short_scalar")[0])
+        self.assertIn("no kernel", attend("check", "--kernel", "forward_by_hand", status=2)[1])
+
+    def test_nobody_reads(self):
+        """A pipe whose reader has gone ends the command, by the signal or, where that is ignored, as an error."""
+        for ignored, statuses in ((False, (-signal.SIGPIPE,)), (True, (2,))):
+            def before(action=signal.SIG_IGN if ignored else signal.SIG_DFL):
+                signal.signal(signal.SIGPIPE, action)
+            for command in (["info"], ["bench", "--shape", "1,1,64,16", "--seconds", "0.01", "--json"], ["run", "--shape", "1,1,4,4"]):
+                reader, writer = os.pipe()
+                os.close(reader)
+                done = subprocess.run([COMMAND, *command], stdout=writer, stderr=subprocess.PIPE, preexec_fn=before, restore_signals=False, timeout=60)
+                os.close(writer)
+                self.assertIn(done.returncode, statuses, done.stderr)
+
+    def test_closed_streams_do_not_reach_files(self):
+        attend("run", *self.inputs, "--out", self.path("o.npy"))
+        for close, status in ((1, 2), (2, 0)):
+            done = subprocess.run(["sh", "-c", f'exec "$@" {close}>&-', "sh", COMMAND, "run", *self.inputs, "--out", self.path("closed.npy")],
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual(done.returncode, status, done.stderr)
+            self.assertEqual(load(self.path("closed.npy")), load(self.path("o.npy")))
+
+    def test_what_is_no_file_is_not_replaced(self):
+        os.mkfifo(self.path("pipe"))
+        run = subprocess.Popen([COMMAND, "run", *self.inputs, "--out", self.path("pipe")], stdout=subprocess.DEVNULL)
+        with open(self.path("pipe"), "rb") as f:
+            self.assertEqual(f.read(6), b"\x93NUMPY")
+            f.read()
+        self.assertEqual(run.wait(30), 0)
+        self.assertTrue(stat.S_ISFIFO(os.stat(self.path("pipe")).st_mode))
+        os.symlink(save(self.path("target.npy"), "<f4", (1,), [1.0]), self.path("link.npy"))
+        attend("run", *self.inputs, "--out", self.path("link.npy"))
+        self.assertTrue(os.path.islink(self.path("link.npy")))
+        self.assertEqual(load(self.path("target.npy"))[0], [2, 3, 5, 4])
+        self.assertIn("directory", attend("run", *self.inputs, "--out", self.folder.name, status=2)[1])
+        if os.path.exists("/dev/full"):
+            self.assertIn("No space left", attend("run", *self.inputs, "--out", "/dev/full", status=2)[1])
+
+    def test_interrupted_check_and_bench_end(self):
+        for command in (["check"], ["bench"]):
+            run = subprocess.Popen([COMMAND, *command], stdout=subprocess.DEVNULL)
+            time.sleep(0.3)
+            run.send_signal(signal.SIGINT)
+            self.assertEqual(run.wait(30), -signal.SIGINT)
 
     def test_interrupted_run_leaves_the_old_file(self):
         path = save(self.path("o.npy"), "<f4", (1,), [1.0])
@@ -292,7 +364,8 @@ class Command(unittest.TestCase):
         self.assertEqual(load(path), ([1], (1.0,)))
 
     def test_progress_on_a_terminal_only(self):
-        for arguments, wanted in ([["bench", "--shape", "1,4,256,64", "--threads", "1", "--seconds", "3"], True],
+        for arguments, wanted in ([["run", "--shape", "1,4,2048,64", "--backend", "reference", "--threads", "1"], True],
+                                  [["bench", "--shape", "1,4,256,64", "--threads", "1", "--seconds", "3"], True],
                                   [["bench", "--shape", "1,4,256,64", "--threads", "1", "--seconds", "3", "--no-progress"], False]):
             master, slave = pty.openpty()
             run = subprocess.Popen([COMMAND, *arguments], stderr=slave, stdout=subprocess.DEVNULL)
