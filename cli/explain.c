@@ -2,6 +2,8 @@
 /* attend explain: the plan for given shapes, before anything runs. */
 #include "cli.h"
 
+#include <string.h>
+
 static const char usage[] =
     "usage: attend explain (--shape B,H[/HKV],NQ[/NK],D[/DV] | --q F --k F --v F | --tensors F [--prefix P]) "
     "[OPTION...]\n\n"
@@ -59,7 +61,8 @@ int cli_explain(int argc, char **argv) {
              e.kernel, cli_backend_name(e.backend), (long long)e.tile_q, (long long)e.tile_k, (long long)e.splits,
              (long long)e.threads, (unsigned long long)e.workspace_bytes, (unsigned long long)e.alignment);
     for (int64_t i = 0; i < e.candidate_count; i++)
-      if (!e.candidates[i].chosen) printf("  not %-34s %s\n", e.candidates[i].kernel, e.candidates[i].reason);
+      if (strcmp(e.candidates[i].kernel, e.kernel))
+        printf("  %s %-34s %s\n", e.candidates[i].chosen ? "and" : "not", e.candidates[i].kernel, e.candidates[i].reason);
   }
   return e.status ? EXIT_BAD_INPUT : EXIT_GOOD;
 }

@@ -348,7 +348,7 @@ enum { ATTEND_NAME_SIZE = 64, ATTEND_REASON_SIZE = 192, ATTEND_MAX_CANDIDATES = 
 
 typedef struct attend_candidate {
   char kernel[ATTEND_NAME_SIZE];
-  char reason[ATTEND_REASON_SIZE]; /* why it was passed over; "" if it was chosen */
+  char reason[ATTEND_REASON_SIZE]; /* why it was passed over; or, chosen beside `kernel`, for which sequences */
   uint32_t backend;
   int32_t chosen;
 } attend_candidate;
@@ -357,7 +357,8 @@ typedef struct attend_explanation {
   size_t size; /* sizeof(attend_explanation), or 0; set by the caller */
   attend_status status;          /* what attend_plan_create returns for this call */
   uint32_t backend;              /* ATTEND_BACKEND_...; 0 if none can serve */
-  char kernel[ATTEND_NAME_SIZE]; /* e.g. "forward_f32_tiled_avx512" */
+  char kernel[ATTEND_NAME_SIZE]; /* e.g. "forward_f32_tiled_avx512"; that of the longest sequences, where the lengths
+                                  * are each sequence's own: other candidates may be chosen for shorter ones */
   int64_t tile_q, tile_k;        /* rows of Q and of K that the kernel works on at a time */
   int64_t splits;                /* parts the keys are divided into (decode), or 1 */
   int64_t threads;               /* CPU threads, or CUDA blocks */

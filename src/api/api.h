@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What the files of src/api share: a plan is a checked problem, the kernel chosen for it, and the services it runs on.
- */
+/* What the files of src/api share: a plan is a checked problem, the kernels chosen for it, and the services it runs
+ * on. */
 #ifndef ATTEND_API_INTERNAL_H
 #define ATTEND_API_INTERNAL_H
 
@@ -10,7 +10,9 @@ __extension__ typedef __int128 wide; /* byte extents before they are known to fi
 
 struct attend_plan {
   attend_problem problem;
-  attend_choice choice;
+  attend_choice choice[ATTEND_MOST_KERNELS]; /* in this order; the last is for the longest sequences */
+  int choices;
+  size_t workspace_bytes, alignment; /* the most of any */
   attend_services services;
   int32_t ndim[OPERAND_COUNT];
   int64_t shape[OPERAND_COUNT][4], strides[OPERAND_COUNT][4];
@@ -38,7 +40,7 @@ attend_status attend_check_overlap(const attend_plan *plan, const attend_operand
 /* Without query heads: writes what there is to write and returns true; false if a kernel must run. */
 bool attend_run_without_heads(const attend_plan *plan, const attend_operands *operands);
 
-/* Choose a kernel among those allowed; explanation may be NULL. */
+/* Choose the kernels, one unless sequences have lengths of their own, among those allowed; explanation may be NULL. */
 attend_status attend_choose(attend_plan *plan, const attend_options *options, attend_explanation *explanation);
 
 void attend_services_from(const attend_hooks *hooks, attend_services *services);

@@ -63,8 +63,7 @@ attend_status attend_bind(const attend_plan *plan, const attend_args *args, atte
                          (int)t[id]->ndim);
     char *data = (char *)t[id]->data + t[id]->byte_offset;
     size_t alignment = attend_type_size(p->layout[id].type);
-    if (plan->choice.alignment > alignment && (size_t)p->layout[id].alignment >= plan->choice.alignment)
-      alignment = plan->choice.alignment;
+    if (plan->alignment > alignment && (size_t)p->layout[id].alignment >= plan->alignment) alignment = plan->alignment;
     if ((uintptr_t)data % alignment)
       return attend_fail(ATTEND_ERROR_ALIGNMENT, "%s: expected data aligned to %zu bytes%s, got %p", name, alignment,
                          alignment > attend_type_size(p->layout[id].type) ? ", as when the plan was made" : "",

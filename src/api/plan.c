@@ -12,7 +12,7 @@ static attend_status make(attend_direction direction, const attend_args *args, c
   attend_status s = attend_check(direction, args, options, plan);
   if (!s) s = attend_choose(plan, options, explanation);
   if (!s && !explanation && plan->problem.device.type == ATTEND_CUDA && options->hooks && options->hooks->log)
-    cuda_notice(plan->problem.device.id, plan->choice.kernel->name, &plan->services);
+    cuda_notice(plan->problem.device.id, plan->choice[0].kernel->name, &plan->services);
   return s;
 }
 
@@ -42,7 +42,7 @@ void attend_plan_destroy(attend_plan *plan) {
   services.release(services.user, plan, sizeof *plan);
 }
 
-size_t attend_plan_workspace_bytes(const attend_plan *plan) { return plan ? plan->choice.workspace_bytes : 0; }
+size_t attend_plan_workspace_bytes(const attend_plan *plan) { return plan ? plan->workspace_bytes : 0; }
 
 static attend_status bind_checked(const attend_plan *plan, const attend_args *caller_args, attend_operands *operands) {
   attend_args args;
@@ -50,6 +50,27 @@ static attend_status bind_checked(const attend_plan *plan, const attend_args *ca
   if ((s = attend_read_args(caller_args, &args)) || (s = attend_bind(plan, &args, operands))) return s;
   if (plan->problem.device.type == ATTEND_CPU && (s = attend_check_host_indices(&plan->problem, operands))) return s;
   return attend_check_overlap(plan, operands);
+}
+
+/* Is there a sequence for this kernel? One that serves all is run in any case. */
+static bool has_work(const attend_plan *plan, const attend_choice *choice, const attend_operands *operands) {
+  bool found = plan->choices == 1;
+  for (int64_t b = 0; b < plan->problem.batch && !found; b++) {
+    int64_t q_len, k_len;
+    attend_sequence_lengths(&plan->problem, operands, b, &q_len, &k_len);
+    found = attend_serves(choice, q_len, k_len);
+  }
+  return found;
+}
+
+static attend_status run(const attend_plan *plan, const attend_operands *operands, void *workspace, void *stream) {
+  attend_status s = ATTEND_OK;
+  for (int i = 0; i < plan->choices && !s; i++) {
+    const attend_choice *c = &plan->choice[i];
+    if (has_work(plan, c, operands))
+      s = c->kernel->run(&plan->problem, c, operands, &plan->services, workspace, stream);
+  }
+  return s;
 }
 
 static attend_status execute(attend_direction direction, const attend_plan *plan, const attend_args *args,
@@ -60,7 +81,7 @@ static attend_status execute(attend_direction direction, const attend_plan *plan
   if (plan->problem.direction != direction)
     return attend_fail(ATTEND_ERROR_OPTION, "plan: expected one made for %s, got one for %s",
                        direction ? "backward" : "forward", direction ? "forward" : "backward");
-  size_t needed = plan->choice.workspace_bytes;
+  size_t needed = plan->workspace_bytes;
   if (needed && !workspace)
     return attend_fail(ATTEND_ERROR_WORKSPACE, "workspace: expected %zu bytes, got NULL", needed);
   if (workspace_bytes < needed)
@@ -71,7 +92,7 @@ static attend_status execute(attend_direction direction, const attend_plan *plan
                        ATTEND_WORKSPACE_ALIGNMENT, workspace);
   if ((s = bind_checked(plan, args, &operands))) return s;
   if (attend_run_without_heads(plan, &operands)) return ATTEND_OK;
-  return plan->choice.kernel->run(&plan->problem, &plan->choice, &operands, &plan->services, workspace, stream);
+  return run(plan, &operands, workspace, stream);
 }
 
 attend_status attend_forward(const attend_plan *plan, const attend_args *args, void *workspace, size_t bytes,
@@ -163,11 +184,11 @@ static int64_t longest(const attend_tensor *offsets) {
 
 static attend_status once_on_cpu(const attend_plan *plan, const attend_operands *operands) {
   const attend_services *services = &plan->services;
-  size_t bytes = plan->choice.workspace_bytes;
+  size_t bytes = plan->workspace_bytes;
   void *workspace = NULL;
   if (bytes && !(workspace = services->allocate(services->user, bytes, ATTEND_WORKSPACE_ALIGNMENT)))
     return attend_fail(ATTEND_ERROR_OUT_OF_MEMORY, "workspace: expected %zu bytes from the allocator, got none", bytes);
-  attend_status s = plan->choice.kernel->run(&plan->problem, &plan->choice, operands, services, workspace, NULL);
+  attend_status s = run(plan, operands, workspace, NULL);
   if (workspace) services->release(services->user, workspace, bytes);
   return s;
 }
@@ -176,9 +197,9 @@ static attend_status once_on_cpu(const attend_plan *plan, const attend_operands 
 static attend_status once_on_gpu(const attend_plan *plan, const attend_operands *operands) {
   void *workspace = NULL;
   int gpu = plan->problem.device.id;
-  attend_status s = cuda_allocate(gpu, plan->choice.workspace_bytes, &workspace);
+  attend_status s = cuda_allocate(gpu, plan->workspace_bytes, &workspace);
   if (s) return s;
-  s = plan->choice.kernel->run(&plan->problem, &plan->choice, operands, &plan->services, workspace, NULL);
+  s = run(plan, operands, workspace, NULL);
   attend_status waited = cuda_wait(gpu, NULL);
   cuda_release(gpu, workspace);
   return s ? s : waited;

@@ -21,17 +21,24 @@ static int64_t index_of(const attend_problem *p, const attend_operands *o, opera
   return attend_load_index(o->data[id], b * p->layout[id].batch, p->layout[id].type);
 }
 
+void attend_sequence_lengths(const attend_problem *p, const attend_operands *o, int64_t b, int64_t *q_len,
+                             int64_t *k_len) {
+  *q_len = p->q_len, *k_len = p->k_len;
+  if (p->ragged_q) *q_len = index_of(p, o, OPERAND_Q_OFFSETS, b + 1) - index_of(p, o, OPERAND_Q_OFFSETS, b);
+  if (p->ragged_k) *k_len = index_of(p, o, OPERAND_K_OFFSETS, b + 1) - index_of(p, o, OPERAND_K_OFFSETS, b);
+  if (attend_has(p, OPERAND_KV_LEN)) *k_len = index_of(p, o, OPERAND_KV_LEN, b);
+}
+
 void attend_slice_make(const attend_problem *p, const attend_operands *o, int64_t b, int64_t h, attend_slice *s) {
-  *s = (attend_slice){.b = b, .h = h, .kv_head = h / (p->heads / p->kv_heads), .q_len = p->q_len, .k_len = p->k_len};
+  *s = (attend_slice){.b = b, .h = h, .kv_head = h / (p->heads / p->kv_heads)};
+  attend_sequence_lengths(p, o, b, &s->q_len, &s->k_len);
   int64_t q_first = 0, k_first = 0, q_batch = b, k_batch = b;
   if (p->ragged_q) {
     q_first = index_of(p, o, OPERAND_Q_OFFSETS, b);
-    s->q_len = index_of(p, o, OPERAND_Q_OFFSETS, b + 1) - q_first;
     q_batch = 0;
   }
   if (p->ragged_k) {
     k_first = index_of(p, o, OPERAND_K_OFFSETS, b);
-    s->k_len = index_of(p, o, OPERAND_K_OFFSETS, b + 1) - k_first;
     k_batch = 0;
   }
   if (p->paged) {
@@ -44,7 +51,6 @@ void attend_slice_make(const attend_problem *p, const attend_operands *o, int64_
                               p->layout[OPERAND_V].batch};
     k_batch = 0;
   }
-  if (attend_has(p, OPERAND_KV_LEN)) s->k_len = index_of(p, o, OPERAND_KV_LEN, b);
   s->off = p->top_left ? 0 : s->k_len - s->q_len;
 
   s->q = matrix(p, o, OPERAND_Q, q_batch, h, q_first);

@@ -98,7 +98,16 @@ typedef struct attend_slice {
   uint32_t dropout_key[2]; /* words 0, 1 of the first Philox */
 } attend_slice;
 
-/* Slice (b, h) of an execution on the CPU. Out-of-line in problem.c. */
+/* Do sequences have lengths of their own, known only when the plan is executed? */
+ATTEND_INLINE bool attend_lengths_vary(const attend_problem *p) {
+  return p->ragged_q || p->ragged_k || attend_has(p, OPERAND_KV_LEN);
+}
+
+/* Those of sequence b, on the CPU; k_len is kv_len[b]. Out-of-line in problem.c, as is the next. */
+void attend_sequence_lengths(const attend_problem *p, const attend_operands *o, int64_t b, int64_t *q_len,
+                             int64_t *k_len);
+
+/* Slice (b, h) of an execution on the CPU. */
 void attend_slice_make(const attend_problem *p, const attend_operands *o, int64_t b, int64_t h, attend_slice *slice);
 
 /* The keys [first, last) that causal, window and kv_len leave to query i; empty is first == last. Mask and bias may
@@ -148,14 +157,36 @@ void attend_for_each(const attend_services *services, int workers, int64_t items
 
 typedef struct attend_kernel_row attend_kernel_row;
 
+/* Sequences of at most so many queries and keys; 0: any number. */
+typedef struct attend_limit {
+  int64_t queries, keys;
+} attend_limit;
+ATTEND_INLINE bool attend_within(attend_limit limit, int64_t q_len, int64_t k_len) {
+  return (limit.queries == 0 || q_len <= limit.queries) && (limit.keys == 0 || k_len <= limit.keys);
+}
+
+/* Kernels that share a batch whose sequences have lengths of their own (ragged, or with kv_len): each sequence goes to
+ * the first that is for its lengths, which is the one that a call with this sequence alone would choose. */
+enum { ATTEND_MOST_KERNELS = 3 };
+
 /* What a kernel decides when a plan is made. */
 typedef struct attend_choice {
   const attend_kernel_row *kernel;
   int64_t tile_q, tile_k, splits, threads;
   size_t workspace_bytes;
   size_t alignment;     /* of data pointers, assumed by the kernel, bytes; at least the element size */
+  attend_limit limit;   /* sequences that this kernel is for, where they have lengths of their own */
+  attend_limit before[ATTEND_MOST_KERNELS - 1]; /* those that kernels before it are for: set by attend_choose */
+  int before_count;
   void *state;          /* the back-end's own (loaded CUDA functions …), shared and immutable; not freed with the plan */
 } attend_choice;
+
+/* Is a sequence of these lengths left to this kernel? */
+ATTEND_INLINE bool attend_serves(const attend_choice *c, int64_t q_len, int64_t k_len) {
+  for (int i = 0; i < c->before_count; i++)
+    if (attend_within(c->before[i], q_len, k_len)) return false;
+  return attend_within(c->limit, q_len, k_len);
+}
 
 /* One kernel that the library contains. Each back-end exports a table of them, fastest first; the API goes through the
  * tables in the order of attend_backends[] and takes the first whose `plan` says yes. */

@@ -19,6 +19,7 @@
 
 typedef struct backward_context {
   const attend_problem *problem;
+  const attend_choice *choice;
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
@@ -56,11 +57,10 @@ static backward_cut cut_backward(const attend_problem *p) {
 }
 
 /* Rows of K that sequence b owns: those from kv_len on get zero gradients. */
-static int64_t owned_keys(const backward_context *c, int64_t b) {
-  const attend_problem *p = c->problem;
+static int64_t owned_keys(const attend_problem *p, const attend_operands *o, int64_t b) {
   if (!p->ragged_k) return p->k_len;
   const attend_layout *l = &p->layout[OPERAND_K_OFFSETS];
-  const void *offsets = c->operands->data[OPERAND_K_OFFSETS];
+  const void *offsets = o->data[OPERAND_K_OFFSETS];
   return attend_load_index(offsets, (b + 1) * l->batch, l->type) - attend_load_index(offsets, b * l->batch, l->type);
 }
 
@@ -106,8 +106,8 @@ static void chunk_item(void *context, int worker, int64_t index) {
   backward_scratch w = worker_scratch(c, worker);
   attend_slice s;
   attend_slice_make(p, c->operands, b, head, &s);
-  int64_t owned = owned_keys(c, b), first = chunk * KEY_CHUNK;
-  if (first >= owned && chunk > 0) return;
+  int64_t owned = owned_keys(p, c->operands, b), first = chunk * KEY_CHUNK;
+  if ((first >= owned && chunk > 0) || !attend_serves(c->choice, s.q_len, s.k_len)) return;
   gradient_keys keys = load_gradient_keys(p, &s, first, &w);
   int64_t stored = owned < first + KEY_CHUNK ? owned : first + KEY_CHUNK;
   if (c->want_keys) {
@@ -149,6 +149,7 @@ static void round_item(void *context, int worker, int64_t index) {
   if (pair >= p->batch * p->kv_heads) return;
   attend_slice s;
   attend_slice_make(p, c->operands, pair / p->kv_heads, pair % p->kv_heads * c->group + index % c->group, &s);
+  if (!attend_serves(c->choice, s.q_len, s.k_len)) return;
   const real *sums = c->d_q + index * p->q_len * p->head_dim;
   for (int64_t i = 0; i < s.q_len; i++)
     unpack_row(s.d_q.data, i * s.d_q.row, s.d_q.col, p->head_dim, sums + i * p->head_dim, 1, p->accumulate, p->type);
@@ -162,7 +163,7 @@ static void query_item(void *context, int worker, int64_t index) {
   backward_scratch w = worker_scratch(c, worker);
   attend_slice s;
   attend_slice_make(p, c->operands, index / blocks / p->heads, index / blocks % p->heads, &s);
-  if (i0 >= s.q_len) return;
+  if (i0 >= s.q_len || !attend_serves(c->choice, s.q_len, s.k_len)) return;
   int rows = s.q_len - i0 < GRADIENT_ROWS ? (int)(s.q_len - i0) : GRADIENT_ROWS;
   gradient_rows q = load_gradient_rows(p, &s, i0, rows, &w), at_zero = {.i0 = 0, .rows = rows};
   attend_matrix sums = {(char *)w.d_k, p->head_dim, 1};
@@ -212,6 +213,7 @@ attend_status ENTRY(backward_tiled_run)(const attend_problem *p, const attend_ch
   backward_cut cut = cut_backward(p);
   int workers = (int)choice->threads;
   backward_context c = {.problem = p,
+                        .choice = choice,
                         .operands = operands,
                         .workspace = workspace,
                         .chunks = cut.chunks,

@@ -3,25 +3,32 @@
  * for all heads that share it, and the keys are divided over the threads.
  *
  * An item of work is one part of the keys of one (sequence, key head). It leaves maximum, sum and output of each query
- * row, which are merged in ascending order of the parts. The size of a part depends on the sequence's own length alone,
- * hence the bits do not depend on threads or neighbours. */
+ * row, which are merged in ascending order of the parts. The size of a part depends on the sequence's own lengths
+ * alone, hence the bits do not depend on threads or neighbours. */
 
 enum { DECODE_QUERIES = 16, DECODE_PART = 512, DECODE_PARTS = 64 };
 #define DECODE_BYTES ((int64_t)16 << 20) /* of parts' results kept at a time */
 
 typedef struct decode_cut {
-  int64_t rows, pairs;       /* query rows of a pair, pairs of a round */
-  int64_t most_parts, parts; /* of any sequence of this shape; of those of this problem */
+  int64_t rows, parts, pairs; /* the most query rows and parts of a pair; pairs of a round */
   int64_t k_padded, v_padded;
+  int64_t pair_reals; /* results of a pair */
   int64_t scratch_bytes, result_bytes;
 } decode_cut;
 
+/* Results of one pair: of its own parts and rows. */
+typedef struct decode_results {
+  int64_t rows, size, parts; /* query rows, keys of a part, parts */
+  real *max, *sum, *o;       /* [parts][rows], the same, [parts][rows][v_padded] */
+} decode_results;
+
 typedef struct decode_context {
   const attend_problem *problem;
+  const attend_choice *choice;
   const attend_operands *operands;
   decode_cut cut;
   char *workspace;
-  real *max, *sum, *o; /* [pairs][parts][rows], the same, [pairs][parts][rows][v_padded] */
+  real *results; /* [pairs][pair_reals] */
   int64_t first_pair;
 } decode_context;
 
@@ -44,30 +51,51 @@ static decode_scratch decode_scratch_at(const attend_problem *p, const decode_cu
   return w;
 }
 
-/* Keys of a part of a sequence of `keys` keys: at most DECODE_PARTS parts, and results within DECODE_BYTES. */
-static int64_t decode_part_size(const decode_cut *c, int64_t keys) {
-  int64_t size = round_up((keys + c->most_parts - 1) / c->most_parts, DECODE_BLOCK);
-  return size > DECODE_PART ? size : DECODE_PART;
+/* The most parts of a sequence, whatever its keys, whose pair has so many query rows: results within DECODE_BYTES. */
+static int64_t decode_most_parts(int64_t rows, int64_t v_padded) {
+  int64_t most = DECODE_BYTES / ((rows > 0 ? rows : 1) * (v_padded + 2) * (int64_t)sizeof(real));
+  return most > DECODE_PARTS ? DECODE_PARTS : most < 1 ? 1 : most;
+}
+
+static decode_results decode_results_of(const attend_problem *p, int64_t q_len, int64_t k_len, int64_t v_padded) {
+  decode_results r = {.rows = attend_group(p) * q_len};
+  int64_t most = decode_most_parts(r.rows, v_padded);
+  r.size = round_up((k_len + most - 1) / most, DECODE_BLOCK);
+  if (r.size < DECODE_PART) r.size = DECODE_PART;
+  r.parts = (k_len + r.size - 1) / r.size;
+  return r;
+}
+/* The same with the results' places, for the pair whose slice s is. */
+static decode_results decode_results_at(const decode_context *d, const attend_slice *s, int64_t local) {
+  const decode_cut *c = &d->cut;
+  decode_results r = decode_results_of(d->problem, s->q_len, s->k_len, c->v_padded);
+  r.o = d->results + local * c->pair_reals;
+  r.max = r.o + r.parts * r.rows * c->v_padded;
+  r.sum = r.max + r.parts * r.rows;
+  return r;
 }
 
 static decode_cut cut_decode(const attend_problem *p) {
-  decode_cut c = {.rows = attend_group(p) * p->q_len, .pairs = p->batch * p->kv_heads};
+  int64_t most_queries = p->q_len < DECODE_QUERIES ? p->q_len : DECODE_QUERIES;
+  decode_cut c = {.rows = attend_group(p) * most_queries, .parts = 1, .pairs = p->batch * p->kv_heads};
   c.k_padded = round_up(p->head_dim, LANES);
   c.v_padded = round_up(p->v_dim, LANES);
-  int64_t part_bytes = (c.rows > 0 ? c.rows : 1) * (c.v_padded + 2) * (int64_t)sizeof(real);
-  c.most_parts = DECODE_BYTES / part_bytes;
-  if (c.most_parts > DECODE_PARTS) c.most_parts = DECODE_PARTS;
-  if (c.most_parts < 1) c.most_parts = 1;
-  /* Room for the parts of any length up to k_len, of which a shorter one may have more. */
-  c.parts = (p->k_len + DECODE_PART - 1) / DECODE_PART;
-  if (c.parts > c.most_parts) c.parts = c.most_parts;
-  if (c.parts < 1) c.parts = 1;
-  if (c.pairs > DECODE_BYTES / (c.parts * part_bytes)) c.pairs = DECODE_BYTES / (c.parts * part_bytes);
+  /* Room for the parts of any lengths up to these, of which shorter ones may have more. */
+  for (int64_t queries = p->ragged_q ? 1 : most_queries; queries <= most_queries; queries++) {
+    int64_t rows = attend_group(p) * queries, most = decode_most_parts(rows, c.v_padded);
+    int64_t parts = (p->k_len + DECODE_PART - 1) / DECODE_PART;
+    if (parts > most) parts = most;
+    if (parts > c.parts) c.parts = parts;
+    if (parts * rows * (c.v_padded + 2) > c.pair_reals) c.pair_reals = parts * rows * (c.v_padded + 2);
+  }
+  c.pair_reals = round_up(c.pair_reals, LANES);
+  int64_t bytes = (c.pair_reals > 0 ? c.pair_reals : 1) * (int64_t)sizeof(real);
+  if (c.pairs > DECODE_BYTES / bytes) c.pairs = DECODE_BYTES / bytes;
   if (c.pairs < 1) c.pairs = 1;
   int64_t used = 0;
   decode_scratch_at(p, &c, NULL, &used);
   c.scratch_bytes = round_up(used, 256);
-  c.result_bytes = round_up(c.pairs * c.parts * part_bytes, 256);
+  c.result_bytes = round_up(c.pairs * bytes, 256);
   return c;
 }
 
@@ -101,7 +129,7 @@ static bool decode_part(const decode_context *d, const decode_scratch *w, int64_
   const attend_problem *p = d->problem;
   const attend_slice *s = w->slices;
   const decode_cut *c = &d->cut;
-  int rows = (int)c->rows, queries = (int)s->q_len;
+  int queries = (int)s->q_len, rows = (int)attend_group(p) * queries;
   key_range range = visible_keys(p, s, 0, queries);
   bool hidden = s->mask.data || s->bias.data || first < range.all_first || last > range.all_last;
   if (first < range.first) first = range.first;
@@ -141,32 +169,36 @@ static void decode_item(void *context, int worker, int64_t index) {
   decode_scratch w = decode_scratch_at(p, c, d->workspace + worker * c->scratch_bytes, &used);
   int64_t group = attend_group(p), head = pair % p->kv_heads * group;
   attend_slice_make(p, d->operands, pair / p->kv_heads, head, w.slices);
-  int64_t size = decode_part_size(c, w.slices->k_len), first = part * size, last = first + size;
-  if (first >= w.slices->k_len) return;
-  if (last > w.slices->k_len) last = w.slices->k_len;
+  int64_t queries = w.slices->q_len, keys = w.slices->k_len;
+  if (!attend_serves(d->choice, queries, keys)) return;
+  decode_results results = decode_results_at(d, w.slices, local);
+  if (part >= results.parts) return;
+  int64_t first = part * results.size, last = first + results.size < keys ? first + results.size : keys;
   lanes factor = lanes_set1(score_factor(p));
   for (int64_t g = 0; g < group; g++) {
     attend_slice *s = w.slices + g;
     if (g > 0) attend_slice_make(p, d->operands, pair / p->kv_heads, head + g, s);
-    for (int64_t i = 0; i < p->q_len; i++) {
-      real *row = w.q + (g * p->q_len + i) * c->k_padded;
+    for (int64_t i = 0; i < queries; i++) {
+      real *row = w.q + (g * queries + i) * c->k_padded;
       pack_row(row, s->q.data, i * s->q.row, s->q.col, p->head_dim, c->k_padded, p->type);
       for (int64_t x = 0; x < c->k_padded; x += LANES) lanes_store(row + x, lanes_mul(lanes_load(row + x), factor));
     }
   }
-  real *max = d->max + index * c->rows, *sum = d->sum + index * c->rows, *o = d->o + index * c->rows * c->v_padded;
+  int64_t row = part * results.rows;
+  real *max = results.max + row, *sum = results.sum + row, *o = results.o + row * c->v_padded;
   bool hidden = decode_part(d, &w, first, last, false, max, sum, o);
-  if (hidden && has_nan(o, c->rows * c->v_padded)) decode_part(d, &w, first, last, true, max, sum, o);
+  if (hidden && has_nan(o, results.rows * c->v_padded)) decode_part(d, &w, first, last, true, max, sum, o);
 }
 
 /* O and lse of one query row from its parts. */
-static void decode_merge_row(const decode_context *d, const attend_slice *s, int64_t first_part, int64_t parts,
-                             int64_t row, int64_t i, real *o) {
+static void decode_merge_row(const decode_context *d, const attend_slice *s, const decode_results *results, int64_t row,
+                             real *o) {
   const attend_problem *p = d->problem;
   const decode_cut *c = &d->cut;
+  int64_t i = row % s->q_len;
   real sink = (real)(s->sink * LOG2_E), max = sink, sum = 0, weight[LANES];
-  for (int64_t n = 0; n < parts; n++) {
-    real m = d->max[(first_part + n) * c->rows + row];
+  for (int64_t n = 0; n < results->parts; n++) {
+    real m = results->max[n * results->rows + row];
     if (m > max) max = m;
   }
   real base = max == -(real)INFINITY ? 0 : max;
@@ -175,13 +207,14 @@ static void decode_merge_row(const decode_context *d, const attend_slice *s, int
     sum = weight[0];
   }
   memset(o, 0, (size_t)c->v_padded * sizeof(real));
-  for (int64_t n = 0; n < parts; n++) {
-    int64_t at = (first_part + n) * c->rows + row;
-    if (d->max[at] == -(real)INFINITY && d->sum[at] == 0) continue; /* saw nothing; O may not have been written */
-    lanes w = lanes_exp2(lanes_set1(d->max[at] - base));
+  for (int64_t n = 0; n < results->parts; n++) {
+    int64_t at = n * results->rows + row;
+    real m = results->max[at];
+    if (m == -(real)INFINITY && results->sum[at] == 0) continue; /* saw nothing; O may not have been written */
+    lanes w = lanes_exp2(lanes_set1(m - base));
     lanes_store(weight, w);
-    sum += d->sum[at] * weight[0];
-    const real *part = d->o + at * c->v_padded;
+    sum += results->sum[at] * weight[0];
+    const real *part = results->o + at * c->v_padded;
     for (int64_t x = 0; x < c->v_padded; x += LANES)
       lanes_store(o + x, lanes_fma(lanes_load(part + x), w, lanes_load(o + x)));
   }
@@ -198,19 +231,23 @@ static void decode_merge_item(void *context, int worker, int64_t local) {
   int64_t pair = d->first_pair + local, used = 0;
   if (pair >= p->batch * p->kv_heads) return;
   decode_scratch w = decode_scratch_at(p, c, d->workspace + worker * c->scratch_bytes, &used);
-  for (int64_t row = 0; row < c->rows; row++) {
-    int64_t head = pair % p->kv_heads * attend_group(p) + row / p->q_len;
-    if (row % p->q_len == 0) attend_slice_make(p, d->operands, pair / p->kv_heads, head, w.slices);
-    int64_t size = decode_part_size(c, w.slices->k_len), parts = (w.slices->k_len + size - 1) / size;
-    decode_merge_row(d, w.slices, local * c->parts, parts, row, row % p->q_len, w.v);
+  int64_t head = pair % p->kv_heads * attend_group(p);
+  attend_slice_make(p, d->operands, pair / p->kv_heads, head, w.slices);
+  if (!attend_serves(d->choice, w.slices->q_len, w.slices->k_len)) return;
+  decode_results results = decode_results_at(d, w.slices, local);
+  for (int64_t row = 0; row < results.rows; row++) {
+    if (row > 0 && row % w.slices->q_len == 0)
+      attend_slice_make(p, d->operands, pair / p->kv_heads, head + row / w.slices->q_len, w.slices);
+    decode_merge_row(d, w.slices, &results, row, w.v);
   }
 }
 
 bool ENTRY(forward_decode_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                                 char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  if (p->ragged_q || p->q_len > DECODE_QUERIES) {
-    snprintf(reason, ATTEND_REASON_SIZE, "for up to %d queries, as many for each sequence", DECODE_QUERIES);
+  choice->limit = (attend_limit){.queries = DECODE_QUERIES};
+  if (!p->ragged_q && p->q_len > DECODE_QUERIES) {
+    snprintf(reason, ATTEND_REASON_SIZE, "for up to %d queries", DECODE_QUERIES);
     return false;
   }
   if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES)) {
@@ -232,12 +269,11 @@ attend_status ENTRY(forward_decode_run)(const attend_problem *p, const attend_ch
                                         const attend_operands *operands, const attend_services *services,
                                         void *workspace, void *stream) {
   (void)stream;
-  decode_context d = {.problem = p, .operands = operands, .cut = cut_decode(p), .workspace = workspace};
-  int64_t results = d.cut.pairs * d.cut.parts * d.cut.rows, pairs = p->batch * p->kv_heads;
+  decode_context d = {
+      .problem = p, .choice = choice, .operands = operands, .cut = cut_decode(p), .workspace = workspace};
+  int64_t pairs = p->batch * p->kv_heads;
   if (p->q_len == 0) return ATTEND_OK;
-  d.o = (real *)(void *)(d.workspace + choice->threads * d.cut.scratch_bytes);
-  d.max = d.o + results * d.cut.v_padded;
-  d.sum = d.max + results;
+  d.results = (real *)(void *)(d.workspace + choice->threads * d.cut.scratch_bytes);
   for (d.first_pair = 0; d.first_pair < pairs; d.first_pair += d.cut.pairs) {
     attend_for_each(services, (int)choice->threads, d.cut.pairs * d.cut.parts, decode_item, &d);
     attend_for_each(services, (int)choice->threads, d.cut.pairs, decode_merge_item, &d);

@@ -22,6 +22,7 @@ typedef struct forward_scratch {
 
 typedef struct forward_context {
   const attend_problem *problem;
+  const attend_choice *choice;
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
@@ -218,7 +219,7 @@ static void forward_item(void *context, int worker, int64_t index) {
   attend_slice s;
   attend_slice_make(p, f->operands, pair / p->heads, pair % p->heads, &s);
   int64_t first = block * QUERY_ROWS;
-  if (first >= s.q_len) return;
+  if (first >= s.q_len || !attend_serves(f->choice, s.q_len, s.k_len)) return;
   int rows = s.q_len - first < QUERY_ROWS ? (int)(s.q_len - first) : QUERY_ROWS;
   int64_t used = 0;
   forward_scratch w = forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
@@ -259,7 +260,7 @@ attend_status ENTRY(forward_tiled_run)(const attend_problem *p, const attend_cho
                                        const attend_operands *operands, const attend_services *services,
                                        void *workspace, void *stream) {
   (void)stream;
-  forward_context f = {p, operands, workspace, forward_bytes_per_worker(p)};
+  forward_context f = {p, choice, operands, workspace, forward_bytes_per_worker(p)};
   attend_for_each(services, (int)choice->threads, forward_items(p), forward_item, &f);
   return ATTEND_OK;
 }

@@ -11,21 +11,25 @@
  * AVX-512 core, since 5 queries are transposed and multiplied like 16. Rows of the next (sequence, head) are asked for
  * one by one between the steps of this one: all at once they fill the core's line buffers, and everything waits. */
 
-enum { SHORT_MAX = 32, SHORT_ROWS = LANES / 2, SHORT_WIDE = 2, SHORT_PAIRS = 64, SHORT_BATCH = 8 };
+enum { SHORT_MAX = 32, SHORT_ROWS = LANES / 2, SHORT_WIDE = 2, SHORT_PAIRS = 64 };
 
 /* Several (sequence, head) pairs go through each step together, so that the latency at the end of a step (a tree of
- * additions, an exponential) is hidden by the next pair: as many as have 512 scores. */
-static int short_batch(const attend_problem *p) {
-  int64_t scores = p->k_len * round_up(p->q_len, LANES), count = scores > 0 ? 512 / scores : 1;
-  return count < 1 ? 1 : count > SHORT_BATCH ? SHORT_BATCH : (int)count;
-}
+ * additions, an exponential) is hidden by the next pair: at most so many, and as many as have so many scores. */
+enum { SHORT_BATCH = 8, SHORT_SCORES = 512 };
 
 /* Matrix of `id` for sequence b, (query or key) head h. */
 static inline attend_matrix short_matrix(const attend_problem *p, const attend_operands *o, operand_id id, int64_t b,
                                          int64_t h) {
   const attend_layout *l = &p->layout[id];
+  bool keys = id == OPERAND_K || id == OPERAND_V;
+  int64_t first = b * l->batch;
+  if (keys && p->paged) first = 0;
+  if (keys ? p->ragged_k : p->ragged_q) {
+    operand_id offsets = keys ? OPERAND_K_OFFSETS : OPERAND_Q_OFFSETS;
+    first = l->row * attend_load_index(o->data[offsets], b * p->layout[offsets].batch, p->layout[offsets].type);
+  }
   char *data = o->data[id];
-  if (data) data += (b * l->batch + h * l->head) * (int64_t)attend_type_size(l->type);
+  if (data) data += (first + h * l->head) * (int64_t)attend_type_size(l->type);
   return (attend_matrix){data, l->row, l->col};
 }
 
@@ -74,9 +78,9 @@ static inline void short_ahead_rows(short_ahead *a, int count) {
 }
 
 /* Tiles of one pair, at each of which rows are asked for: `scores` and `values` products of either kind. */
-static int short_tiles(const attend_problem *p, int scores, int values) {
-  int64_t q = (p->q_len + SHORT_ROWS - 1) / SHORT_ROWS, wide = (p->v_dim + 2 * LANES - 1) / (2 * LANES);
-  return (int)(scores * q * ((p->k_len + 1) / 2) + values * q * wide);
+static int short_tiles(const attend_problem *p, const attend_slice *s, int scores, int values) {
+  int64_t q = (s->q_len + SHORT_ROWS - 1) / SHORT_ROWS, wide = (p->v_dim + 2 * LANES - 1) / (2 * LANES);
+  return (int)(scores * q * ((s->k_len + 1) / 2) + values * q * wide);
 }
 
 /* ---- Rows as reals ---- */
@@ -120,6 +124,20 @@ static key_rows short_rows(const attend_matrix *m, int rows, int64_t columns, at
   return (key_rows){buffer, round_up(columns, LANES)};
 }
 
+/* Those of keys, or of values: the rows of a paged sequence lie anywhere. */
+static key_rows short_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
+                               attend_type type, real *buffer) {
+  if (!s->pages.table) return short_rows(m, (int)s->k_len, columns, type, buffer);
+  int64_t padded = round_up(columns, LANES), size = (int64_t)attend_type_size(type);
+  for (int64_t j = 0; j < s->k_len; j++) {
+    int64_t index = is_value ? attend_value_row(s, j) : attend_key_row(s, j);
+    const attend_matrix row = {m->data + index * size, m->row, m->col};
+    key_rows one = short_rows(&row, 1, columns, type, buffer + j * padded);
+    if (one.rows != buffer + j * padded) memcpy(buffer + j * padded, one.rows, (size_t)columns * sizeof(real));
+  }
+  return (key_rows){buffer, padded};
+}
+
 /* Are these rows free of NaN and Inf? */
 static bool short_finite(const key_rows *x, int rows, int64_t columns) {
   lanes even = lanes_zero(), odd = lanes_zero(), zero = lanes_zero(); /* chains that do not wait for each other */
@@ -135,7 +153,7 @@ static bool short_finite(const key_rows *x, int rows, int64_t columns) {
   return !mask_any(lanes_unordered(lanes_add(even, odd)));
 }
 
-/* ---- Which pairs (query, key) causal and window leave: the same for every sequence ---- */
+/* ---- Which pairs (query, key) causal and window leave: the same for sequences of the same lengths ---- */
 
 typedef struct short_ranges {
   key_range keys;
@@ -158,6 +176,20 @@ static void short_ranges_make(const attend_problem *p, const attend_slice *s, sh
   }
   for (int j = 1; j < s->k_len; j++) /* keys that nobody sees behind those that somebody does: both ascend */
     if (r->last_query[j] == 0) r->first_query[j] = r->last_query[j] = r->last_query[j - 1];
+}
+
+/* What (sequence, head) pairs of the same lengths share. Where there are no options, the slice of one serves all. */
+typedef struct short_shape {
+  attend_slice slice;
+  short_ranges range;
+  bool may_hide;
+} short_shape;
+
+static void short_shape_make(const attend_problem *p, const attend_operands *o, int64_t b, int64_t h, short_shape *x) {
+  attend_slice_make(p, o, b, h, &x->slice);
+  short_ranges_make(p, &x->slice, &x->range);
+  const key_range *keys = &x->range.keys;
+  x->may_hide = keys->all_first > 0 || keys->all_last < x->slice.k_len || x->slice.mask.data || x->slice.bias.data;
 }
 
 /* ---- Scores ---- */
@@ -360,14 +392,13 @@ static bool short_streams(const attend_problem *p, const attend_operands *o, ope
          rows * columns * size > attend_cpu_cache_sizes().second * p->threads;
 }
 
-/* Does the whole problem consist of short sequences? Only sizes that every sequence has may decide, so that the choice
- * for one does not depend on its neighbours: ragged batches and kv_len go to the tiled kernel. */
-static bool short_serves(const attend_problem *p, char reason[ATTEND_REASON_SIZE]) {
-  if (p->ragged_q || p->ragged_k || p->paged || attend_has(p, OPERAND_KV_LEN))
-    snprintf(reason, ATTEND_REASON_SIZE, "sequences of lengths of their own: ragged, paged or kv_len");
-  else if (p->q_len > SHORT_MAX || p->k_len > SHORT_MAX)
-    snprintf(reason, ATTEND_REASON_SIZE, "sequences longer than %d", SHORT_MAX);
-  else
-    return true;
+/* May the problem have short sequences, on which what is known of it leaves this kernel? */
+static bool short_serves(const attend_problem *p, attend_choice *choice, char reason[ATTEND_REASON_SIZE]) {
+  bool own_keys = p->ragged_k || attend_has(p, OPERAND_KV_LEN);
+  choice->limit = (attend_limit){SHORT_MAX, SHORT_MAX};
+  choice->tile_q = p->q_len < SHORT_MAX ? p->q_len : SHORT_MAX;
+  choice->tile_k = p->k_len < SHORT_MAX ? p->k_len : SHORT_MAX;
+  if ((p->q_len <= SHORT_MAX || p->ragged_q) && (p->k_len <= SHORT_MAX || own_keys)) return true;
+  snprintf(reason, ATTEND_REASON_SIZE, "sequences longer than %d", SHORT_MAX);
   return false;
 }

@@ -9,6 +9,7 @@
 
 typedef struct short_backward_context {
   const attend_problem *problem;
+  const attend_choice *choice;
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
@@ -78,6 +79,14 @@ static void short_gradient_tile(const attend_problem *p, const attend_slice *s, 
   }
 }
 
+/* Rows from `first` on are 0; `zeros` is scratch for one. */
+static void short_zero_rows(const attend_matrix *m, int64_t first, int64_t rows, int64_t columns, attend_type type,
+                            real *zeros) {
+  if (!m->data || first >= rows) return;
+  memset(zeros, 0, (size_t)columns * sizeof(real));
+  for (int64_t r = first; r < rows; r++) unpack_row(m->data, r * m->row, m->col, columns, zeros, 1, false, type);
+}
+
 /* One query head; `first` and `last` of those that share its keys. */
 static void short_backward_head(const short_backward_context *c, const short_ranges *range, const attend_slice *s,
                                 bool first, bool last, const short_backward_scratch *w, short_ahead *ahead) {
@@ -122,39 +131,65 @@ static void short_backward_head(const short_backward_context *c, const short_ran
   d_v.sums = first && last ? NULL : w->d_v;
   if (last) d_v.out = s->d_v;
   if (s->d_v.data) short_multiply(&d_v, p->type);
+  if (last && !p->accumulate && attend_has(p, OPERAND_KV_LEN)) {
+    int64_t owned = owned_keys(p, c->operands, s->b);
+    short_zero_rows(&s->d_k, keys, owned, p->head_dim, p->type, w->d_k);
+    short_zero_rows(&s->d_v, keys, owned, p->v_dim, p->type, w->d_v);
+  }
+}
+
+/* Goes through the heads of an item of work, leaving out the sequences that are another kernel's. */
+typedef struct short_backward_walk {
+  int64_t head, last;
+  attend_slice slice;     /* of `head`, if that is before `last` */
+  short_ranges ranges[2]; /* of this head and, if it has other lengths, of the one before */
+  int range;              /* which of the two; -1: none yet */
+} short_backward_walk;
+
+static void short_backward_find(const short_backward_context *c, short_backward_walk *walk) {
+  const attend_problem *p = c->problem;
+  attend_slice *s = &walk->slice;
+  int64_t q_len = walk->range < 0 ? -1 : s->q_len, k_len = s->k_len;
+  while (walk->head < walk->last) {
+    attend_slice_make(p, c->operands, walk->head / p->heads, walk->head % p->heads, s);
+    if (attend_serves(c->choice, s->q_len, s->k_len)) break;
+    walk->head += p->heads - walk->head % p->heads;
+  }
+  if (walk->head >= walk->last || (s->q_len == q_len && s->k_len == k_len)) return;
+  walk->range = walk->range != 0 ? 0 : 1;
+  short_ranges_make(p, s, &walk->ranges[walk->range]);
 }
 
 static void short_backward_item(void *context, int worker, int64_t index) {
   const short_backward_context *c = context;
   const attend_problem *p = c->problem;
-  int64_t used = 0, group = attend_group(p), head = index * SHORT_PAIRS * group;
-  int64_t last = head + SHORT_PAIRS * group, heads = p->batch * p->heads;
-  if (last > heads) last = heads;
+  int64_t used = 0, group = attend_group(p), heads = p->batch * p->heads;
   short_backward_scratch w = short_backward_scratch_at(p, c->workspace + (size_t)worker * c->bytes_per_worker, &used);
-  attend_slice slice, next;
-  attend_slice_make(p, c->operands, head / p->heads, head % p->heads, &next);
-  short_ranges range;
-  short_ranges_make(p, &next, &range);
-  while (head < last) {
+  short_backward_walk next = {.head = index * SHORT_PAIRS * group, .range = -1};
+  next.last = heads - next.head < SHORT_PAIRS * group ? heads : next.head + SHORT_PAIRS * group;
+  short_backward_find(c, &next);
+  while (next.head < next.last) {
     short_ahead ahead;
     ahead.parts = ahead.now = ahead.rows = 0;
-    slice = next;
-    bool first_of_group = head % group == 0, last_of_group = head % group == group - 1;
-    if (++head < last) {
-      attend_slice_make(p, c->operands, head / p->heads, head % p->heads, &next);
-      short_ahead_add(&ahead, &next.q, p->q_len, p->head_dim, p->type);
+    attend_slice slice = next.slice;
+    const short_ranges *range = &next.ranges[next.range];
+    bool first_of_group = next.head % group == 0, last_of_group = next.head % group == group - 1;
+    next.head++;
+    short_backward_find(c, &next);
+    if (next.head < next.last) {
+      short_ahead_add(&ahead, &next.slice.q, next.slice.q_len, p->head_dim, p->type);
       if (last_of_group) {
-        short_ahead_add(&ahead, &next.k, p->k_len, p->head_dim, p->type);
-        short_ahead_add(&ahead, &next.v, p->k_len, p->v_dim, p->type);
+        short_ahead_add(&ahead, &next.slice.k, next.slice.k_len, p->head_dim, p->type);
+        short_ahead_add(&ahead, &next.slice.v, next.slice.k_len, p->v_dim, p->type);
       }
-      short_ahead_add(&ahead, &next.d_out, p->q_len, p->v_dim, p->type);
+      short_ahead_add(&ahead, &next.slice.d_out, next.slice.q_len, p->v_dim, p->type);
     }
-    ahead.pace = 1 + ahead.rows / short_tiles(p, 2, 3);
+    ahead.pace = 1 + ahead.rows / (1 + short_tiles(p, &slice, 2, 3));
     if (first_of_group && !last_of_group) {
       memset(w.d_k, 0, (size_t)(SHORT_MAX * round_up(p->head_dim, LANES)) * sizeof(real));
       memset(w.d_v, 0, (size_t)(SHORT_MAX * round_up(p->v_dim, LANES)) * sizeof(real));
     }
-    short_backward_head(c, &range, &slice, first_of_group, last_of_group, &w, &ahead);
+    short_backward_head(c, range, &slice, first_of_group, last_of_group, &w, &ahead);
     short_ahead_rows(&ahead, 4 * SHORT_MAX);
   }
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
@@ -163,15 +198,13 @@ static void short_backward_item(void *context, int worker, int64_t index) {
 bool ENTRY(backward_short_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                                 char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  if (!short_serves(p, reason)) return false;
-  if (p->q_len == 0 || p->k_len == 0 || attend_has(p, OPERAND_D_BIAS) || attend_has(p, OPERAND_D_SINK)) {
-    snprintf(reason, ATTEND_REASON_SIZE, "leaves empty sequences and gradients of bias and sink to the tiled kernel");
+  if (!short_serves(p, choice, reason)) return false;
+  if (attend_has(p, OPERAND_D_BIAS) || attend_has(p, OPERAND_D_SINK)) {
+    snprintf(reason, ATTEND_REASON_SIZE, "leaves gradients of bias and sink to the tiled kernel");
     return false;
   }
   int64_t used = 0, items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   short_backward_scratch_at(p, NULL, &used);
-  choice->tile_q = p->q_len;
-  choice->tile_k = p->k_len;
   choice->splits = 1;
   choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
   choice->workspace_bytes = (size_t)(choice->threads * round_up(used, 256));
@@ -183,8 +216,10 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                                         const attend_operands *operands, const attend_services *services,
                                         void *workspace, void *stream) {
   (void)stream;
-  int64_t q_rows = p->batch * p->heads * p->q_len, k_rows = p->batch * p->kv_heads * p->k_len;
+  int64_t q_rows = p->heads * (p->ragged_q ? p->q_total : p->batch * p->q_len);
+  int64_t k_rows = p->kv_heads * (p->ragged_k ? p->k_total : p->batch * p->k_len);
   short_backward_context c = {.problem = p,
+                              .choice = choice,
                               .operands = operands,
                               .workspace = workspace,
                               .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,

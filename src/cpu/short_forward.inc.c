@@ -4,6 +4,7 @@
 
 typedef struct short_forward_context {
   const attend_problem *problem;
+  const attend_choice *choice;
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
@@ -12,20 +13,29 @@ typedef struct short_forward_context {
 } short_forward_context;
 
 typedef struct short_forward_scratch {
-  real *s, *visible, *q, *k, *v; /* [SHORT_BATCH][keys][width]; [SHORT_MAX][SHORT_MAX]; [SHORT_MAX][padded] */
+  real *s, *visible, *q, *k, *v; /* [SHORT_MAX + 1][SHORT_MAX] of all pairs of a step; [SHORT_MAX][SHORT_MAX];
+                                    [SHORT_MAX][padded] */
 } short_forward_scratch;
 
 /* One (sequence, head). */
 typedef struct short_forward_pair {
+  const short_shape *shape;
   attend_matrix q, k, v, out;
   real *s, *lse; /* lse NULL: not wanted */
   int64_t b, h;
   real factor[SHORT_MAX];
 } short_forward_pair;
 
+/* Goes through the pairs of an item of work. Shapes are kept while a pair of this step or of the next may have them. */
+typedef struct short_forward_walk {
+  int64_t b, h, left;
+  short_shape shapes[2 * SHORT_BATCH + 1];
+  int shape; /* of sequence b; -1: not known yet */
+} short_forward_walk;
+
 static short_forward_scratch short_forward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
   short_forward_scratch w;
-  w.s = take(base, used, short_batch(p) * (p->k_len + 1) * round_up(p->q_len, LANES));
+  w.s = take(base, used, (SHORT_MAX + 1) * SHORT_MAX);
   w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
   w.q = take(base, used, SHORT_MAX * round_up(p->head_dim, LANES));
   w.k = take(base, used, SHORT_MAX * round_up(p->head_dim, LANES));
@@ -61,30 +71,31 @@ static void short_softmax(real *s, int width, int keys, real sink, real scale, r
   }
 }
 
-static void short_forward_scores(const short_forward_context *f, const short_ranges *range, const short_forward_pair *x,
+static void short_forward_scores(const short_forward_context *f, const short_forward_pair *x,
                                  const short_forward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = f->problem;
-  key_rows q = short_rows(&x->q, (int)p->q_len, p->head_dim, p->type, w->q);
-  key_rows k = short_rows(&x->k, (int)p->k_len, p->head_dim, p->type, w->k);
-  short_scores(x->s, (int)round_up(p->q_len, LANES), &q, (int)p->q_len, &k, range, p->head_dim, score_factor(p), ahead);
+  const attend_slice *s = &x->shape->slice;
+  key_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
+  key_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
+  short_scores(x->s, (int)round_up(s->q_len, LANES), &q, (int)s->q_len, &k, &x->shape->range, p->head_dim,
+               score_factor(p), ahead);
 }
 
-/* From scores to P, in place. `shape` is some slice of this problem: where there are no options all are alike. */
-static void short_forward_probabilities(const short_forward_context *f, const short_ranges *range,
-                                        const attend_slice *shape, short_forward_pair *x, real *visible) {
+/* From scores to P, in place. */
+static void short_forward_probabilities(const short_forward_context *f, short_forward_pair *x, real *visible) {
   const attend_problem *p = f->problem;
-  int queries = (int)p->q_len, keys = (int)p->k_len, width = (int)round_up(queries, LANES);
+  const attend_slice *s = &x->shape->slice;
+  int queries = (int)s->q_len, keys = (int)s->k_len, width = (int)round_up(queries, LANES);
   real lse[SHORT_MAX];
   attend_slice own;
   if (f->options) {
     attend_slice_make(p, f->operands, x->b, x->h, &own);
-    shape = &own;
+    s = &own;
   }
-  score_tile tile = {.problem = p, .slice = shape, .rows = queries, .keys = keys, .width = width, .s = x->s};
+  score_tile tile = {.problem = p, .slice = s, .rows = queries, .keys = keys, .width = width, .s = x->s};
   tile.visible = visible;
-  score_passes(&tile, &range->keys);
-  short_softmax(x->s, width, keys, (real)(shape->sink * LOG2_E), (real)p->dropout_scale, x->factor,
-                x->lse ? lse : NULL);
+  score_passes(&tile, &x->shape->range.keys);
+  short_softmax(x->s, width, keys, (real)(s->sink * LOG2_E), (real)p->dropout_scale, x->factor, x->lse ? lse : NULL);
   if (p->dropout_threshold) dropout_pass(&tile, x->s, 1);
   int64_t step = p->layout[OPERAND_LSE].row;
   if (x->lse && step == 1)
@@ -94,17 +105,18 @@ static void short_forward_probabilities(const short_forward_context *f, const sh
 }
 
 /* False if V holds NaN or Inf that may belong to a hidden pair: then 0 * V is not 0, and `visible` must be given. */
-static bool short_forward_values(const short_forward_context *f, const short_ranges *range, const short_forward_pair *x,
-                                 const real *visible, const short_forward_scratch *w, short_ahead *ahead) {
+static bool short_forward_values(const short_forward_context *f, const short_forward_pair *x, const real *visible,
+                                 const short_forward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = f->problem;
+  const attend_slice *s = &x->shape->slice;
   bool finite = true;
   short_product o = {.a = x->s,
                      .visible = visible,
-                     .a_step = round_up(p->q_len, LANES),
-                     .x = short_rows(&x->v, (int)p->k_len, p->v_dim, p->type, w->v),
-                     .rows = (int)p->q_len,
-                     .first = range->first_key,
-                     .last = range->last_key,
+                     .a_step = round_up(s->q_len, LANES),
+                     .x = short_key_rows(s, &x->v, true, p->v_dim, p->type, w->v),
+                     .rows = (int)s->q_len,
+                     .first = x->shape->range.first_key,
+                     .last = x->shape->range.last_key,
                      .columns = p->v_dim,
                      .factor = x->factor,
                      .out = x->out,
@@ -115,47 +127,77 @@ static bool short_forward_values(const short_forward_context *f, const short_ran
   return finite;
 }
 
+/* The shape of sequence b; NULL: another kernel's. */
+static const short_shape *short_forward_shape(const short_forward_context *f, short_forward_walk *walk) {
+  const attend_problem *p = f->problem;
+  int64_t q_len, k_len;
+  const short_shape *last = walk->shape < 0 ? NULL : &walk->shapes[walk->shape];
+  if (last && !attend_lengths_vary(p)) return last;
+  attend_sequence_lengths(p, f->operands, walk->b, &q_len, &k_len);
+  if (!attend_serves(f->choice, q_len, k_len)) return NULL;
+  if (last && last->slice.q_len == q_len && last->slice.k_len == k_len && !p->paged) return last;
+  walk->shape = (walk->shape + 1) % (2 * SHORT_BATCH + 1);
+  short_shape_make(p, f->operands, walk->b, walk->h, &walk->shapes[walk->shape]);
+  return &walk->shapes[walk->shape];
+}
+
+/* The next pairs that go through each step together. */
+static int short_forward_next(const short_forward_context *f, short_forward_walk *walk, const short_forward_scratch *w,
+                              short_forward_pair x[SHORT_BATCH], short_ahead *ahead) {
+  const attend_problem *p = f->problem;
+  const short_shape *shape = NULL;
+  int64_t scores = 0, used = 0;
+  int count = 0;
+  while (count < SHORT_BATCH && walk->left > 0) {
+    if (!shape && !(shape = short_forward_shape(f, walk))) {
+      walk->left -= p->heads - walk->h;
+      walk->h = 0, walk->b++;
+      continue;
+    }
+    int64_t keys = shape->slice.k_len, queries = shape->slice.q_len, width = round_up(queries, LANES);
+    if (count > 0 && scores + keys * width > SHORT_SCORES) break;
+    short_forward_pair *y = &x[count++];
+    short_forward_pair_at(f, walk->b, walk->h, y);
+    y->shape = shape;
+    y->s = w->s + used;
+    scores += keys * width, used += (keys + 1) * width;
+    short_ahead_add(ahead, &y->q, queries, p->head_dim, p->type);
+    if (walk->h % f->group == 0 && !p->paged) {
+      short_ahead_add(ahead, &y->k, keys, p->head_dim, p->type);
+      short_ahead_add(ahead, &y->v, keys, p->v_dim, p->type);
+    }
+    walk->left--;
+    if (++walk->h == p->heads) walk->h = 0, walk->b++, shape = NULL;
+  }
+  return count;
+}
+
 static void short_forward_item(void *context, int worker, int64_t index) {
   const short_forward_context *f = context;
   const attend_problem *p = f->problem;
-  int64_t used = 0, at = index * SHORT_PAIRS, last = at + SHORT_PAIRS, pairs = p->batch * p->heads;
-  if (last > pairs) last = pairs;
+  int64_t used = 0, at = index * SHORT_PAIRS, pairs = p->batch * p->heads;
   short_forward_scratch w = short_forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
-  attend_slice shape;
-  attend_slice_make(p, f->operands, at / p->heads, at % p->heads, &shape);
-  short_ranges range;
-  short_ranges_make(p, &shape, &range);
-  bool may_hide = range.keys.all_first > 0 || range.keys.all_last < p->k_len || shape.mask.data || shape.bias.data;
+  short_forward_walk walk;
+  walk.b = at / p->heads, walk.h = at % p->heads, walk.shape = -1;
+  walk.left = pairs - at < SHORT_PAIRS ? pairs - at : SHORT_PAIRS;
   short_forward_pair x[2][SHORT_BATCH]; /* those of this step and of the next */
-  int batch = short_batch(p), tiles = short_tiles(p, 1, 1), count = 0, next = 0;
-  int64_t b = at / p->heads, h = at % p->heads;
-  for (int now = 0;; now ^= 1) {
+  for (int now = 0, count = 0, next = 1; next; now ^= 1, count = next) {
     short_ahead ahead;
     ahead.parts = ahead.now = ahead.rows = 0;
-    for (next = 0; next < batch && at < last; next++, at++) {
-      short_forward_pair *y = &x[now ^ 1][next];
-      short_forward_pair_at(f, b, h, y);
-      y->s = w.s + next * (p->k_len + 1) * round_up(p->q_len, LANES);
-      short_ahead_add(&ahead, &y->q, p->q_len, p->head_dim, p->type);
-      if (h % f->group == 0) {
-        short_ahead_add(&ahead, &y->k, p->k_len, p->head_dim, p->type);
-        short_ahead_add(&ahead, &y->v, p->k_len, p->v_dim, p->type);
-      }
-      if (++h == p->heads) h = 0, b++;
-    }
-    ahead.pace = 1 + ahead.rows / (1 + count * tiles);
-    for (int n = 0; n < count; n++) short_forward_scores(f, &range, &x[now][n], &w, &ahead);
-    for (int n = 0; n < count; n++) short_forward_probabilities(f, &range, &shape, &x[now][n], NULL);
+    next = short_forward_next(f, &walk, &w, x[now ^ 1], &ahead);
+    int tiles = 1;
+    for (int n = 0; n < count; n++) tiles += short_tiles(p, &x[now][n].shape->slice, 1, 1);
+    ahead.pace = 1 + ahead.rows / tiles;
+    for (int n = 0; n < count; n++) short_forward_scores(f, &x[now][n], &w, &ahead);
+    for (int n = 0; n < count; n++) short_forward_probabilities(f, &x[now][n], NULL);
     for (int n = 0; n < count; n++) {
       short_forward_pair *y = &x[now][n];
-      if (short_forward_values(f, &range, y, NULL, &w, &ahead) || !may_hide) continue;
-      short_forward_scores(f, &range, y, &w, &ahead);
-      short_forward_probabilities(f, &range, &shape, y, w.visible);
-      short_forward_values(f, &range, y, w.visible, &w, &ahead);
+      if (short_forward_values(f, y, NULL, &w, &ahead) || !y->shape->may_hide) continue;
+      short_forward_scores(f, y, &w, &ahead);
+      short_forward_probabilities(f, y, w.visible);
+      short_forward_values(f, y, w.visible, &w, &ahead);
     }
     short_ahead_rows(&ahead, 4 * SHORT_MAX * SHORT_BATCH);
-    if (next == 0) break;
-    count = next;
   }
   if (f->stream) lanes_stream_end();
 }
@@ -163,15 +205,13 @@ static void short_forward_item(void *context, int worker, int64_t index) {
 bool ENTRY(forward_short_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                                char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  if (!short_serves(p, reason)) return false;
+  if (!short_serves(p, choice, reason)) return false;
   if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES)) {
     snprintf(reason, ATTEND_REASON_SIZE, "does not materialise probs or scores");
     return false;
   }
   int64_t used = 0, items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   short_forward_scratch_at(p, NULL, &used);
-  choice->tile_q = p->q_len;
-  choice->tile_k = p->k_len;
   choice->splits = 1;
   choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
   choice->workspace_bytes = (size_t)(choice->threads * round_up(used, 256));
@@ -184,14 +224,15 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                                        void *workspace, void *stream) {
   (void)stream;
   if (p->q_len == 0) return ATTEND_OK;
+  int64_t rows = p->heads * (p->ragged_q ? p->q_total : p->batch * p->q_len);
   short_forward_context f = {.problem = p,
+                             .choice = choice,
                              .operands = operands,
                              .workspace = workspace,
                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                              .group = p->heads / p->kv_heads,
                              .options = short_has_options(p),
-                             .stream =
-                                 short_streams(p, operands, OPERAND_OUT, p->batch * p->heads * p->q_len, p->v_dim)};
+                             .stream = short_streams(p, operands, OPERAND_OUT, rows, p->v_dim)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);
   return ATTEND_OK;
