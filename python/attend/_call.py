@@ -57,17 +57,16 @@ def _lse_shape(shape: Shape, layout: str) -> Shape:
     return (shape[0], shape[2], shape[1]) if layout == "bnhd" else tuple(shape[:-1])
 
 
-def _forward_outputs(named: Dict[str, Any], layout: str, lse: bool, probs: bool, scores: bool) -> List[Output]:
-    q, k, v = named["q"], named["k"], named["v"]
-    shape = tuple(q.shape)
-    outputs: List[Output] = [("out", shape[:-1] + tuple(v.shape[-1:]), q, False)]
-    lse_shape = _lse_shape(shape, layout)
+def _forward_outputs(shapes: Dict[str, Shape], layout: str, lse: bool, probs: bool, scores: bool) -> List[Output]:
+    q, k, v = shapes["q"], shapes["k"], shapes["v"]
+    outputs: List[Output] = [("out", q[:-1] + v[-1:], "q", False)]
+    rows = _lse_shape(q, layout)
     if lse:
-        outputs.append(("lse", lse_shape, q, True))
+        outputs.append(("lse", rows, "q", True))
     if probs or scores:
-        keys = k.shape[1] if layout == "bnhd" or len(k.shape) == 3 else k.shape[2]
-        outputs += [("probs", lse_shape + (keys,), q, True)] if probs else []
-        outputs += [("scores", lse_shape + (keys,), q, True)] if scores else []
+        keys = k[1] if layout == "bnhd" or len(k) == 3 else k[2]
+        outputs += [("probs", rows + (keys,), "q", True)] if probs else []
+        outputs += [("scores", rows + (keys,), "q", True)] if scores else []
     return outputs
 
 
@@ -116,8 +115,8 @@ class Gradients(NamedTuple):
     d_sink: Any = None
 
 
-def _backward_outputs(named: Dict[str, Any], layout: str, *gradients: str) -> List[Output]:
-    return [("d_" + name, tuple(named[name].shape), named[name], False) for name in gradients]
+def _backward_outputs(shapes: Dict[str, Shape], layout: str, *gradients: str) -> List[Output]:
+    return [("d_" + name, shapes[name], name, False) for name in gradients]
 
 
 def attention_backward(d_out: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, *, d_lse: Any = None, causal: bool = False,
@@ -169,7 +168,7 @@ def explain(q: Any, k: Any, v: Any, *, causal: bool = False, top_left: bool = Fa
     names, arrays = _operands(q, k, v, mask, bias, alibi, sink, _integers(kv_len), _integers(q_offsets), _integers(k_offsets),
                               _integers(block_table))
     views = {name: adapter_of(x).view(x) for name, x in zip(names, arrays)}
-    shape = tuple(q.shape[:-1]) + tuple(v.shape[-1:])
+    shape = views["q"].shape[:-1] + views["v"].shape[-1:]
     views["out"] = View(256, shape, compact_strides(shape), views["q"].code, views["q"].bits, views["q"].device)
     options = make_options(causal, top_left, window, softcap, dropout, scale, backend, max_q_len, max_k_len, None, threads, kernel)
     prepared, found = Prepared(c.FORWARD, views, options, layout == "bnhd"), c.Explanation()

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Hashable, List, Optional, Sequence, Tupl
 from . import _library as c
 from ._arrays import CPU, CUDA_HOST, Adapter, Shape, View, _adapters, _find_adapter, adapter_of
 
-Output = Tuple[str, Shape, Any, bool]  # name, shape, array to be like, whether of the log-sum-exp's type
+Output = Tuple[str, Shape, str, bool]  # name, shape, the operand to be like, whether of the log-sum-exp's type
 Backend = Union[str, Sequence[str], None]
 _MAX_SIGNATURES = 512
 _MAX_WORKSPACE = 1 << 26  # bytes of one that is kept
@@ -117,12 +117,12 @@ def _borrow(size: int) -> _Workspace:
 
 
 def _prepare(direction: int, names: Sequence[str], arrays: Sequence[Any], settings: Tuple[Any, ...], layout: str,
-             outputs: List[Output]) -> Prepared:
+             what: Tuple[Any, ...], outputs_of: Callable[..., List[Output]]) -> Prepared:
     if layout not in ("bhnd", "bnhd"):
         raise c.ArgumentError(f"layout: expected 'bhnd' or 'bnhd', got {layout!r}")
     views = {name: adapter_of(x).view(x) for name, x in zip(names, arrays)}
-    home = adapter_of(arrays[0])
-    makers = [home.maker(shape, like, wide) for _, shape, like, wide in outputs]
+    outputs, named = outputs_of({name: view.shape for name, view in views.items()}, layout, *what), dict(zip(names, arrays))
+    makers = [adapter_of(arrays[0]).maker(shape, named[like], wide) for _, shape, like, wide in outputs]
     results = [make() for make in makers]
     views.update((output[0], adapter_of(x).view(x)) for output, x in zip(outputs, results))
     prepared = Prepared(direction, views, make_options(*settings), layout == "bnhd")
@@ -133,7 +133,7 @@ def _prepare(direction: int, names: Sequence[str], arrays: Sequence[Any], settin
 
 def call(direction: int, names: Tuple[str, ...], arrays: Sequence[Any], settings: Tuple[Any, ...], layout: str,
          what: Tuple[Any, ...], outputs_of: Callable[..., List[Output]], seed: int, offset: int) -> List[Any]:
-    """Run with these operands, arrays[0] being q; settings are those of make_options. outputs_of(named arrays, layout, *what)
+    """Run with these operands, arrays[0] being q; settings are those of make_options. outputs_of(shapes by name, layout, *what)
     lists the results, and is asked once per signature."""
     signature: List[Any] = [direction, names, settings, layout, what, type(arrays[0])]
     pointers, owners = [], []
@@ -155,7 +155,7 @@ def call(direction: int, names: Tuple[str, ...], arrays: Sequence[Any], settings
     try:
         prepared = pool.pop()
     except IndexError:
-        prepared = _prepare(direction, names, arrays, settings, layout, outputs_of(dict(zip(names, arrays)), layout, *what))
+        prepared = _prepare(direction, names, arrays, settings, layout, what, outputs_of)
     results = [make() for make in prepared.makers]
     pointer_of = prepared.results_of.pointer  # type: ignore[union-attr]
     pointers += [pointer_of(x) for x in results]
