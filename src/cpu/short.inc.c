@@ -138,21 +138,6 @@ static key_rows short_key_rows(const attend_slice *s, const attend_matrix *m, bo
   return (key_rows){buffer, padded};
 }
 
-/* Are these rows free of NaN and Inf? */
-static bool short_finite(const key_rows *x, int rows, int64_t columns) {
-  lanes even = lanes_zero(), odd = lanes_zero(), zero = lanes_zero(); /* chains that do not wait for each other */
-  for (int r = 0; r < rows; r++) {
-    const real *at = x->rows + r * x->row;
-    int64_t c = 0;
-    for (; c + 2 * LANES <= columns; c += 2 * LANES) {
-      even = lanes_fma(lanes_load(at + c), zero, even);
-      odd = lanes_fma(lanes_load(at + c + LANES), zero, odd);
-    }
-    if (c < columns) even = lanes_fma(lanes_load(at + c), zero, even);
-  }
-  return !mask_any(lanes_unordered(lanes_add(even, odd)));
-}
-
 /* ---- Which pairs (query, key) causal and window leave: the same for sequences of the same lengths ---- */
 
 typedef struct short_ranges {
@@ -195,9 +180,11 @@ static void short_shape_make(const attend_problem *p, const attend_operands *o, 
 /* ---- Scores ---- */
 
 /* S[j][i0 …] and S[j + 1][i0 …] for the n queries at q, keys first … last - 1: n is a constant. Stores whole vectors
- * where i0 begins one: their other half is of no query, or of the next n, stored later. */
-WORD void short_dot_tiles(real *s, int width, bool whole, const key_rows *q, int n, const key_rows *k, int first,
-                          int last, int64_t columns, lanes factor, short_ahead *ahead) {
+ * where i0 begins one: their other half is of no query, or of the next n, stored later. Returns zeros, or NaN where a
+ * score is not finite. */
+WORD lanes short_dot_tiles(real *s, int width, bool whole, const key_rows *q, int n, const key_rows *k, int first,
+                           int last, int64_t columns, lanes factor, short_ahead *ahead) {
+  lanes check = lanes_zero();
   for (int j = first; j < last; j += 2) {
     const real *k0 = k->rows + j * k->row, *k1 = j + 1 < last ? k0 + k->row : k0;
     lanes x[LANES];
@@ -213,6 +200,7 @@ WORD void short_dot_tiles(real *s, int width, bool whole, const key_rows *q, int
       }
     }
     lanes sums = lanes_mul(lanes_sums(x), factor), swapped = lanes_swap_halves(sums);
+    check = lanes_fma(sums, lanes_zero(), check);
     if (whole) {
       lanes_store(s + j * width, sums);
       lanes_store(s + (j + 1) * width, swapped);
@@ -222,11 +210,14 @@ WORD void short_dot_tiles(real *s, int width, bool whole, const key_rows *q, int
     }
     short_ahead_rows(ahead, ahead->pace);
   }
+  return check;
 }
 
-/* Scores of all pairs that causal and window leave; the others are whatever, and hidden by the passes. */
-static void short_scores(real *s, int width, const key_rows *q, int queries, const key_rows *k,
+/* Scores of all pairs that causal and window leave; the others are whatever, and hidden by the passes. Are they finite?
+ * Then the rows of `q` and `k` that they come from are: NaN and Inf make every score of their row one of the two. */
+static bool short_scores(real *s, int width, const key_rows *q, int queries, const key_rows *k,
                          const short_ranges *range, int64_t columns, real factor, short_ahead *ahead) {
+  lanes check = lanes_zero();
   for (int i = 0; i < queries; i += SHORT_ROWS) {
     int n = queries - i < SHORT_ROWS ? queries - i : SHORT_ROWS;
     int first = range->first_key[i], last = range->last_key[i + n - 1];
@@ -234,12 +225,13 @@ static void short_scores(real *s, int width, const key_rows *q, int queries, con
 #define TILES(n)                                                                                                       \
   case n:                                                                                                              \
     if (n <= SHORT_ROWS)                                                                                               \
-      short_dot_tiles(s + i, width, i % LANES == 0, &rows, n <= SHORT_ROWS ? n : 1, k, first, last, columns,           \
-                      lanes_set1(factor), ahead);                                                                      \
+      check = lanes_add(check, short_dot_tiles(s + i, width, i % LANES == 0, &rows, n <= SHORT_ROWS ? n : 1, k, first, \
+                                               last, columns, lanes_set1(factor), ahead));                             \
     break;
     switch (n) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) }
 #undef TILES
   }
+  return !mask_any(lanes_unordered(check));
 }
 
 /* ---- Products ---- */

@@ -105,13 +105,9 @@ static void short_backward_head(const short_backward_context *c, const short_ran
   bool may_hide = range->keys.all_first > 0 || range->keys.all_last < keys || s->mask.data || s->bias.data;
   if (may_hide) tile.visible = w->visible;
   if (p->softcap > 0) tile.softcap_slope = w->slope;
-  const real *careful = NULL; /* 0 times NaN or Inf would not be 0 */
-  if (may_hide && !(short_finite(&q, queries, p->head_dim) && short_finite(&k, keys, p->head_dim) &&
-                    short_finite(&d_out, queries, p->v_dim)))
-    careful = w->visible;
-
-  short_scores(w->p, width, &q, queries, &k, range, p->head_dim, score_factor(p), ahead);
-  short_scores(w->ds, width, &d_out, queries, &v, range, p->v_dim, 1, ahead);
+  bool finite = short_scores(w->p, width, &q, queries, &k, range, p->head_dim, score_factor(p), ahead);
+  finite &= short_scores(w->ds, width, &d_out, queries, &v, range, p->v_dim, 1, ahead);
+  const real *careful = may_hide && !finite ? w->visible : NULL; /* 0 times NaN or Inf would not be 0 */
   score_passes(&tile, &range->keys);
   short_gradient_tile(p, s, &tile, w);
 
