@@ -154,7 +154,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, top_left
               return_lse: bool = False) -> Any:
     """attend.attention with autograd: the same operands, the seed of dropout drawn from `generator` or PyTorch's own."""
     way = _way((q, k, v, bias, sink))
-    seed = torch.randint(0, 2**63 - 1, (), generator=generator) if dropout else None
+    seed = None
+    if dropout:
+        seed = torch.randint(0, 2**63 - 1, (), generator=generator, device=None if generator is None else generator.device)
     lowers = _autocasts() and way != _DISPATCH and torch.is_autocast_enabled(q.device.type)
     if way == _PLAIN and not lowers:
         return _call.attention(q, k, v, causal=causal, top_left=top_left, window=window, mask=mask, bias=bias, alibi=alibi,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """attend.flash_attn against attend.torch on the same problem, laid out otherwise, and against a plain loop."""
+import inspect
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,6 +13,21 @@ from attend.torch import attention  # noqa: E402
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(1)
+
+
+DENSE = "dropout_p softmax_scale causal window_size softcap alibi_slopes deterministic return_attn_probs"
+RAGGED = "cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k"
+CACHE = ("q k_cache v_cache k v rotary_cos rotary_sin cache_seqlens cache_batch_idx cache_leftpad block_table softmax_scale causal "
+         "window_size softcap rotary_interleaved alibi_slopes num_splits return_softmax_lse")
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("flash_attn_func", f"q k v {DENSE}"), ("flash_attn_kvpacked_func", f"q kv {DENSE}"),
+    ("flash_attn_qkvpacked_func", f"qkv {DENSE}"), ("flash_attn_varlen_func", f"q k v {RAGGED} {DENSE} block_table"),
+    ("flash_attn_varlen_kvpacked_func", f"q kv {RAGGED} {DENSE}"),
+    ("flash_attn_varlen_qkvpacked_func", f"qkv cu_seqlens max_seqlen {DENSE}"), ("flash_attn_with_kvcache", CACHE)])
+def test_signatures_are_those_of_version_2(name, arguments):
+    assert list(inspect.signature(getattr(fa, name)).parameters) == arguments.split()
 
 
 def test_dense_and_packed():
