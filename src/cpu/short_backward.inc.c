@@ -13,7 +13,7 @@ typedef struct short_backward_context {
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
-  bool stream_q, stream_k, stream_v;
+  bool stream_q, stream_k, stream_v, options;
 } short_backward_context;
 
 typedef struct short_backward_scratch {
@@ -142,10 +142,35 @@ typedef struct short_backward_walk {
   int range;              /* which of the two; -1: none yet */
 } short_backward_walk;
 
+static void short_step(const attend_problem *p, operand_id id, attend_matrix *m) {
+  if (m->data) m->data += p->layout[id].head * (int64_t)attend_type_size(p->type);
+}
+/* From a head's slice to that of the next head of its sequence, where there are no options. To make each anew cost 10%
+ * of the time for 5 tokens in the second-level cache and 25% between streaming stores: gcc clears a slice's 472 bytes
+ * by `rep stos`. */
+static void short_next_head(const attend_problem *p, attend_slice *s) {
+  const attend_layout *d_lse = &p->layout[OPERAND_D_LSE];
+  s->h++;
+  short_step(p, OPERAND_Q, &s->q);
+  short_step(p, OPERAND_D_OUT, &s->d_out);
+  short_step(p, OPERAND_D_Q, &s->d_q);
+  if (s->d_lse) s->d_lse += d_lse->head * (int64_t)attend_type_size(d_lse->type);
+  if (s->h % attend_group(p)) return;
+  s->kv_head++;
+  short_step(p, OPERAND_K, &s->k);
+  short_step(p, OPERAND_V, &s->v);
+  short_step(p, OPERAND_D_K, &s->d_k);
+  short_step(p, OPERAND_D_V, &s->d_v);
+}
+
 static void short_backward_find(const short_backward_context *c, short_backward_walk *walk) {
   const attend_problem *p = c->problem;
   attend_slice *s = &walk->slice;
   int64_t q_len = walk->range < 0 ? -1 : s->q_len, k_len = s->k_len;
+  if (!c->options && walk->range >= 0 && walk->head % p->heads == s->h + 1) {
+    short_next_head(p, s);
+    return;
+  }
   while (walk->head < walk->last) {
     attend_slice_make(p, c->operands, walk->head / p->heads, walk->head % p->heads, s);
     if (attend_serves(c->choice, s->q_len, s->k_len)) break;
@@ -217,6 +242,7 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
   int64_t k_rows = p->kv_heads * (p->ragged_k ? p->k_total : p->batch * p->k_len);
   short_backward_context c = {.problem = p,
                               .choice = choice,
+                              .options = short_has_options(p),
                               .operands = operands,
                               .workspace = workspace,
                               .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
