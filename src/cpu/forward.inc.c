@@ -213,9 +213,12 @@ static void forward_item(void *context, int worker, int64_t index) {
   const forward_context *f = context;
   const attend_problem *p = f->problem;
   int64_t pairs = p->batch * p->heads, blocks = (p->q_len + QUERY_ROWS - 1) / QUERY_ROWS;
-  /* With causal the last queries see the most keys: they go first, so that the end is short items. */
-  int64_t pair = p->causal ? index % pairs : index / blocks;
-  int64_t block = p->causal ? blocks - 1 - index / pairs : index % blocks;
+  /* With causal the last queries see the most keys: they go first, so that the end is short items. But only among as
+   * many pairs as keep all threads busy: going round all of them, each item finds its keys no longer in the cache. */
+  int64_t together = p->causal ? (4 * f->choice->threads + blocks - 1) / blocks : 1;
+  int64_t first_pair = index / (together * blocks) * together, within = index % (together * blocks);
+  if (together > pairs - first_pair) together = pairs - first_pair;
+  int64_t pair = first_pair + within % together, block = blocks - 1 - within / together;
   attend_slice s;
   attend_slice_make(p, f->operands, pair / p->heads, pair % p->heads, &s);
   int64_t first = block * QUERY_ROWS;
