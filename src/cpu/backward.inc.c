@@ -25,6 +25,7 @@ typedef struct backward_context {
   size_t bytes_per_worker;
   int64_t chunks, group;
   int64_t first_pair, pairs; /* (sequence, key head) pairs of this round */
+  int64_t together;          /* of them, those whose chunks alternate */
   _Atomic int64_t *progress; /* [pairs][chunks] steps done */
   real *d_q;                 /* [pairs][group][q_len][head_dim]; NULL: sums go to d_q itself, or are not wanted here */
   bool want_q, want_keys;
@@ -100,7 +101,10 @@ static void store_key_gradients(const backward_context *c, const attend_slice *s
 static void chunk_item(void *context, int worker, int64_t index) {
   const backward_context *c = context;
   const attend_problem *p = c->problem;
-  int64_t chunk = index / c->pairs, local = index % c->pairs, pair = c->first_pair + local;
+  /* Chunks of one pair follow each other, while its queries are in the cache; pairs alternate to occupy the threads. */
+  int64_t first_local = index / (c->together * c->chunks) * c->together, within = index % (c->together * c->chunks);
+  int64_t together = c->together < c->pairs - first_local ? c->together : c->pairs - first_local;
+  int64_t chunk = within / together, local = first_local + within % together, pair = c->first_pair + local;
   if (pair >= p->batch * p->kv_heads) return;
   int64_t b = pair / p->kv_heads, head = pair % p->kv_heads * c->group, step = 0;
   backward_scratch w = worker_scratch(c, worker);
@@ -219,6 +223,7 @@ attend_status ENTRY(backward_tiled_run)(const attend_problem *p, const attend_ch
                         .chunks = cut.chunks,
                         .group = cut.group,
                         .pairs = cut.pairs,
+                        .together = (4 * workers + cut.chunks - 1) / cut.chunks,
                         .bytes_per_worker = (size_t)cut.scratch_bytes};
   char *after = (char *)workspace + workers * cut.scratch_bytes;
   c.progress = (_Atomic int64_t *)(void *)after;
