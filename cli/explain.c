@@ -62,7 +62,8 @@ int cli_explain(int argc, char **argv) {
              (long long)e.threads, (unsigned long long)e.workspace_bytes, (unsigned long long)e.alignment);
     for (int64_t i = 0; i < e.candidate_count; i++)
       if (strcmp(e.candidates[i].kernel, e.kernel))
-        printf("  %s %-34s %s\n", e.candidates[i].chosen ? "and" : "not", e.candidates[i].kernel, e.candidates[i].reason);
+        printf("  %s %-34s %s\n", e.candidates[i].chosen ? "and" : "not", e.candidates[i].kernel,
+               e.candidates[i].reason);
   }
   return e.status ? EXIT_BAD_INPUT : EXIT_GOOD;
 }
