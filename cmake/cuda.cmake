@@ -6,6 +6,7 @@
 # Machine code: an image for sm_80 also runs on 8.6 and 8.9. PTX of the last serves everything later. NAME_sm90.cu uses
 # instructions that exist on sm_90a only.
 set(ATTEND_CUDA_ARCHITECTURES "75;80;90" CACHE STRING "Machine code for these compute capabilities, PTX for the last")
+set(ATTEND_CUDA_FLAGS "" CACHE STRING "More flags for nvcc; -lineinfo names source lines to profilers and compute-sanitizer")
 
 set(nvcc nvcc-NOTFOUND)
 if(NOT ATTEND_CUDA STREQUAL "OFF")
@@ -20,6 +21,7 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS src/cuda/*.cu)
 if(cuda_sources AND NOT nvcc)
   message(STATUS "No nvcc: the library is built without GPU images")
 elseif(cuda_sources)
+  separate_arguments(cuda_flags NATIVE_COMMAND "${ATTEND_CUDA_FLAGS}")
   set(generic "")
   foreach(capability ${ATTEND_CUDA_ARCHITECTURES})
     list(APPEND generic -gencode=arch=compute_${capability},code=sm_${capability})
@@ -42,7 +44,7 @@ elseif(cuda_sources)
     set(image ${directory}/${name}.fatbin)
     add_custom_command(
       OUTPUT ${image}
-      COMMAND ${nvcc} -fatbin ${gencode} -std=c++17 -O3 -lineinfo -I${PROJECT_SOURCE_DIR}/include
+      COMMAND ${nvcc} -fatbin ${gencode} -std=c++17 -O3 ${cuda_flags} -I${PROJECT_SOURCE_DIR}/include
               -I${PROJECT_SOURCE_DIR}/src -o ${image} ${source}
       DEPENDS ${source} ${cuda_headers}
       COMMENT "GPU image ${name}"
