@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* attend bench: medians over repetitions, inputs rotated past the cache, as a fraction of the ceiling that binds. */
 #include "ceiling.h"
-#include "device.h"
+#include "device_tensors.h"
 
 #include <math.h>
 #include <stdlib.h>

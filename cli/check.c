@@ -5,7 +5,7 @@
  * type (three times for gradients), plus two units in the last place of the largest element. The naive computation here
  * is the reference with its scores and probabilities rounded to the type. For f64 it is made in f32 and its error
  * scaled down, and the gate is twice as wide: there the reference errs as much as what it judges. */
-#include "device.h"
+#include "device_tensors.h"
 
 #include "api/element.h"
 

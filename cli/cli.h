@@ -46,7 +46,7 @@ typedef struct cli_call {
   io_array out, lse, probs, d_q, d_k, d_v, d_bias, d_sink; /* results */
   attend_args args;
   io_tensors file;
-  void *on_host[CLI_ARRAYS]; /* see device.h */
+  void *on_host[CLI_ARRAYS]; /* see device_tensors.h */
 } cli_call;
 
 /* The arrays in the order above. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* attend run: attention on tensors from files. */
-#include "device.h"
+#include "device_tensors.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* attend view: attention maps of chosen heads as one labelled picture. */
-#include "device.h"
+#include "device_tensors.h"
 
 #include "api/element.h"
 

@@ -6,7 +6,7 @@
  * by call: FAKE_CUDA_GPUS=2           number of devices                  FAKE_CUDA_VERSION=11080   version of the
  * driver FAKE_CUDA_CAPABILITY=75    compute capability of all          FAKE_CUDA_FAIL=cuMemAlloc_v2:2   an entry point
  * fails FAKE_CUDA_CAPTURE=1        a stream is being captured: what would allocate or wait fails, as it does then */
-#include "fake/kernels.h"
+#include "fake/fake_kernels.h"
 
 #include <sys/mman.h>
 

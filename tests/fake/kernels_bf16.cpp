@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Kernels for bf16 on the emulator. */
-#include "fake/kernels.h"
+#include "fake/fake_kernels.h"
 
 #include "cuda/efficient_bf16.cu"
 #include "cuda/short_bf16.cu"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Kernels for f16 on the emulator. */
-#include "fake/kernels.h"
+#include "fake/fake_kernels.h"
 
 #include "cuda/efficient_f16.cu"
 #include "cuda/short_f16.cu"

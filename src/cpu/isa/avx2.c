@@ -4,6 +4,6 @@
 #define TILE_ROWS 4
 #define TILE_VECTORS 3
 #include "cpu/vec/avx2.h"
-#include "cpu/vec/element.h"
+#include "cpu/vec/typed.h"
 #include "cpu/tile/fma.h"
 #include "cpu/algorithms.inc.c"

@@ -4,6 +4,6 @@
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
 #include "cpu/vec/avx512.h"
-#include "cpu/vec/element.h"
+#include "cpu/vec/typed.h"
 #include "cpu/tile/bf16dot.h"
 #include "cpu/algorithms.inc.c"

@@ -5,6 +5,6 @@
 #define TILE_ROWS 4
 #define TILE_VECTORS 2
 #include "cpu/vec/scalar.h"
-#include "cpu/vec/element.h"
+#include "cpu/vec/typed.h"
 #include "cpu/tile/fma.h"
 #include "cpu/algorithms.inc.c"

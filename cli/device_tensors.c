@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The tensors of files are made in host memory; a GPU gets copies of them for as long as a call is on it. */
-#include "device.h"
+#include "device_tensors.h"
 
 #include "cuda/device.h"
 

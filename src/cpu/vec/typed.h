@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Lane words that are the same in every vocabulary: loads and stores by element type (a constant at each call, so that
  * the switch folds away), and tanh. Include after a vocabulary. */
-#ifndef ATTEND_VEC_ELEMENT_H
-#define ATTEND_VEC_ELEMENT_H
+#ifndef ATTEND_VEC_TYPED_H
+#define ATTEND_VEC_TYPED_H
 
 #include <math.h>
 
