@@ -51,12 +51,10 @@ typedef struct short_ahead {
   int pace; /* rows asked for at a time */
 } short_ahead;
 
-/* Rows that lie end to end are a stream that the hardware follows by itself; to ask for them too costs what the
- * instructions cost, 4 to 11% where the bound is arithmetic. `streams`: ask all the same. */
 static inline void short_ahead_add(short_ahead *a, const attend_matrix *m, int64_t rows, int64_t columns,
-                                   attend_type type, bool streams) {
+                                   attend_type type) {
   int64_t size = (int64_t)attend_type_size(type);
-  if (!m->data || m->col != 1 || rows <= 0 || (m->row == columns && !streams)) return;
+  if (!m->data || m->col != 1 || rows <= 0) return;
   a->part[a->parts].data = m->data;
   a->part[a->parts].step = m->row * size;
   a->part[a->parts].bytes = (int)(columns * size);

@@ -192,19 +192,18 @@ static void short_backward_item(void *context, int worker, int64_t index) {
   while (next.head < next.last) {
     short_ahead ahead;
     ahead.parts = ahead.now = ahead.rows = 0;
-    bool streams = p->type == REAL_TYPE; /* four streams of reals to read and three to write: 4% faster at N = 5 */
     attend_slice slice = next.slice;
     const short_ranges *range = &next.ranges[next.range];
     bool first_of_group = next.head % group == 0, last_of_group = next.head % group == group - 1;
     next.head++;
     short_backward_find(c, &next);
     if (next.head < next.last) {
-      short_ahead_add(&ahead, &next.slice.q, next.slice.q_len, p->head_dim, p->type, streams);
+      short_ahead_add(&ahead, &next.slice.q, next.slice.q_len, p->head_dim, p->type);
       if (last_of_group) {
-        short_ahead_add(&ahead, &next.slice.k, next.slice.k_len, p->head_dim, p->type, streams);
-        short_ahead_add(&ahead, &next.slice.v, next.slice.k_len, p->v_dim, p->type, streams);
+        short_ahead_add(&ahead, &next.slice.k, next.slice.k_len, p->head_dim, p->type);
+        short_ahead_add(&ahead, &next.slice.v, next.slice.k_len, p->v_dim, p->type);
       }
-      short_ahead_add(&ahead, &next.slice.d_out, next.slice.q_len, p->v_dim, p->type, streams);
+      short_ahead_add(&ahead, &next.slice.d_out, next.slice.q_len, p->v_dim, p->type);
     }
     ahead.pace = 1 + ahead.rows / (1 + short_tiles(p, &slice, 2, 3));
     if (first_of_group && !last_of_group) {

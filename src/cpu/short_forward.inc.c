@@ -161,10 +161,10 @@ static int short_forward_next(const short_forward_context *f, short_forward_walk
     y->shape = shape;
     y->s = w->s + used;
     scores += keys * width, used += (keys + 1) * width;
-    short_ahead_add(ahead, &y->q, queries, p->head_dim, p->type, false);
+    short_ahead_add(ahead, &y->q, queries, p->head_dim, p->type);
     if (walk->h % f->group == 0 && !p->paged) {
-      short_ahead_add(ahead, &y->k, keys, p->head_dim, p->type, false);
-      short_ahead_add(ahead, &y->v, keys, p->v_dim, p->type, false);
+      short_ahead_add(ahead, &y->k, keys, p->head_dim, p->type);
+      short_ahead_add(ahead, &y->v, keys, p->v_dim, p->type);
     }
     walk->left--;
     if (++walk->h == p->heads) walk->h = 0, walk->b++, shape = NULL;
