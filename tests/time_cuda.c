@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Times the CUDA kernels of this machine: medians of event times over rotated inputs, beside the copy bandwidth of the
- * same run. scripts/gpu-check and `make bench-gpu` run it; tests/time_cuda 0.001 is a dry run. */
+ * same run. scripts/gpu-check and `make bench-gpu` run it; `time_cuda 0.001` is a dry run, `time_cuda 1 decode` runs
+ * the cases whose names contain "decode". */
 #include "cuda/device.h"
 #include "cuda/driver.h"
 
@@ -12,28 +13,41 @@
 typedef struct timing_case {
   const char *name;
   int64_t batch, heads, kv_heads, q_len, k_len, dim;
-  bool causal, bnhd, paged, f32;
+  bool causal, bnhd, paged, f32, mask, bias; /* bias: [1,heads,q_len,k_len], with its gradient */
+  double dropout;
 } timing_case;
 
-#define SHORT_CASE(n, b)                                                                                               \
-  {"short " #n, b, 8, 8, n, n, 64, true, false, false, false}, {                                                       \
-    "short " #n " bnhd", b, 8, 8, n, n, 64, true, true, false, false                                                   \
-  }
+/* clang-format off */
+#define SHORT(n, name) {"short " #n name, 8192, 8, 8, n, n, 64, .causal = true
+#define DECODE(name, b, n) {"decode " name, b, 32, 8, 1, n, 128, .causal = true, .bnhd = true
+#define LONG(name, b, h, n, d) {name " " #n "x" #d, b, h, h, n, n, .dim = d
 static const timing_case cases[] = {
-    SHORT_CASE(5, 8192),
-    SHORT_CASE(8, 8192),
-    SHORT_CASE(9, 8192),
-    SHORT_CASE(16, 8192),
-    SHORT_CASE(17, 8192),
-    SHORT_CASE(32, 8192),
-    {"decode 64x4096", 64, 32, 8, 1, 4096, 128, true, true, false, false},
-    {"decode 64x4096 paged", 64, 32, 8, 1, 4096, 128, true, true, true, false},
-    {"decode 1x131072", 1, 32, 8, 1, 131072, 128, true, true, false, false},
-    {"decode 1x4096", 1, 32, 8, 1, 4096, 128, true, true, false, false},
-    {"f32 8x2048", 1, 8, 8, 2048, 2048, 64, false, false, false, true},
-    {"bf16 8x2048 causal", 1, 8, 8, 2048, 2048, 64, true, false, false, false},
+    SHORT(5, "")}, SHORT(5, " bnhd"), .bnhd = true},
+    SHORT(8, "")}, SHORT(8, " bnhd"), .bnhd = true},
+    SHORT(9, "")}, SHORT(9, " bnhd"), .bnhd = true},
+    SHORT(16, "")}, SHORT(16, " bnhd"), .bnhd = true},
+    SHORT(17, "")}, SHORT(17, " bnhd"), .bnhd = true},
+    SHORT(32, "")}, SHORT(32, " bnhd"), .bnhd = true},
+    SHORT(5, " f32"), .f32 = true}, SHORT(16, " f32"), .f32 = true}, SHORT(32, " f32"), .f32 = true},
+    DECODE("64x4096", 64, 4096)}, DECODE("64x4096 paged", 64, 4096), .paged = true},
+    DECODE("1x131072", 1, 131072)}, DECODE("1x4096", 1, 4096)},
+    LONG("f32", 2, 32, 2048, 64)}, LONG("f32 causal", 2, 32, 2048, 64), .causal = true},
+    LONG("f32", 2, 16, 2048, 128)}, LONG("f32 causal", 2, 16, 2048, 128), .causal = true},
+    LONG("f32", 1, 8, 8192, 64)}, LONG("f32", 1, 8, 8192, 128)},
+    LONG("bf16", 8, 32, 512, 64)}, LONG("bf16 causal", 8, 32, 512, 64), .causal = true},
+    LONG("bf16", 8, 32, 2048, 64)}, LONG("bf16 causal", 8, 32, 2048, 64), .causal = true},
+    LONG("bf16", 1, 32, 16384, 64)}, LONG("bf16 causal", 1, 32, 16384, 64), .causal = true},
+    LONG("bf16", 8, 16, 2048, 128)}, LONG("bf16 causal", 8, 16, 2048, 128), .causal = true},
+    LONG("bf16", 1, 16, 16384, 128)}, LONG("bf16 causal", 1, 16, 16384, 128), .causal = true},
+    LONG("bf16 bias", 8, 16, 2048, 64), .bias = true},
+    LONG("bf16 mask", 8, 16, 2048, 64), .mask = true},
+    LONG("bf16 dropout", 8, 16, 2048, 64), .dropout = 0.1},
 };
-enum { CASES = sizeof cases / sizeof *cases, MOST_SETS = 32, REPEATS = 7, PAGE = 16 };
+#undef SHORT
+#undef DECODE
+#undef LONG
+/* clang-format on */
+enum { CASES = sizeof cases / sizeof *cases, MOST_SETS = 32, MOST_TENSORS = 16, REPEATS = 5, PAGE = 16 };
 static const double ROTATED_BYTES = 2e8; /* beyond every L2 */
 
 /* Entry points of the driver that the library itself does not need. */
@@ -74,8 +88,8 @@ static void find_driver(void) {
 
 typedef struct input_set {
   attend_args args;
-  attend_tensor t[12];
-  int64_t shape[12][4], strides[12][4];
+  attend_tensor t[MOST_TENSORS];
+  int64_t shape[MOST_TENSORS][4], strides[MOST_TENSORS][4];
 } input_set;
 
 static char *random_bytes; /* host: small normal-looking numbers in the type at hand */
@@ -117,6 +131,22 @@ static const attend_tensor *indices(input_set *s, int *used, int ndim, int64_t r
   return &s->t[n];
 }
 
+/* [batch, heads, q_len, k_len], in the case's type or bool. */
+static const attend_tensor *pairs(input_set *s, int *used, const timing_case *c, int64_t heads, bool is_mask) {
+  int n = (*used)++;
+  size_t count = (size_t)(heads * c->q_len * c->k_len);
+  memcpy(s->shape[n], (int64_t[]){1, heads, c->q_len, c->k_len}, sizeof s->shape[n]);
+  s->t[n] = attend_tensor_strided(device_memory(count * (is_mask  ? 1
+                                                         : c->f32 ? 4
+                                                                  : 2)),
+                                  is_mask  ? ATTEND_BOOL
+                                  : c->f32 ? ATTEND_F32
+                                           : ATTEND_BF16,
+                                  4, s->shape[n], NULL);
+  s->t[n].device = (attend_device){ATTEND_CUDA, 0};
+  return &s->t[n];
+}
+
 /* Returns the bytes that one execution has to move. */
 static double make_set(input_set *s, const timing_case *c, attend_direction direction) {
   int used = 0;
@@ -132,6 +162,8 @@ static double make_set(input_set *s, const timing_case *c, attend_direction dire
     s->args.kv_len = indices(s, &used, 1, c->batch, 1, c->k_len, 0);
     s->args.block_table = indices(s, &used, 2, c->batch, c->k_len / PAGE, 0, 1);
   }
+  if (c->mask) s->args.mask = pairs(s, &used, c, 1, true);
+  if (c->bias) s->args.bias = pairs(s, &used, c, c->heads, false);
   double q = (double)(c->batch * c->heads * c->q_len * c->dim * size),
          k = (double)(c->batch * c->kv_heads * c->k_len * c->dim * size);
   if (direction == ATTEND_FORWARD) return 2 * q + 2 * k;
@@ -145,11 +177,12 @@ static double make_set(input_set *s, const timing_case *c, attend_direction dire
   s->args.d_q = tensor(s, &used, c, c->batch, c->heads, c->q_len);
   s->args.d_k = tensor(s, &used, c, c->batch, c->kv_heads, c->k_len);
   s->args.d_v = tensor(s, &used, c, c->batch, c->kv_heads, c->k_len);
+  if (c->bias) s->args.d_bias = pairs(s, &used, c, c->heads, false);
   return 3 * q + 4 * k;
 }
 
 static void free_set(input_set *s) {
-  for (int i = 0; i < 12; i++) cuda_release(0, s->t[i].data);
+  for (int i = 0; i < MOST_TENSORS; i++) cuda_release(0, s->t[i].data);
 }
 
 /* ---- Times ------------------------------------------------------------------------------------------------------ */
@@ -221,13 +254,14 @@ static void time_case(timing_case c, attend_direction direction, double scale, d
   double bytes = make_set(&sets[0], &c, direction);
   while (scale == 1 && e.set_count < MOST_SETS && bytes * e.set_count < ROTATED_BYTES)
     make_set(&sets[e.set_count++], &c, direction);
-  attend_options options = {.flags = c.causal ? ATTEND_CAUSAL : 0};
+  attend_options options = {.flags = c.causal ? ATTEND_CAUSAL : 0, .dropout = c.dropout};
   attend_explanation explanation = {.size = sizeof explanation};
   must(attend_explain(direction, &sets[0].args, &options, &explanation));
   must(attend_plan_create(direction, &sets[0].args, &options, &e.plan));
   e.workspace_bytes = attend_plan_workspace_bytes(e.plan);
   must(cuda_allocate(0, e.workspace_bytes, &e.workspace));
-  double once = scale < 1 ? 1 : median_time(execute, &e, 2);
+  execute(&e, 0);
+  double once = scale < 1 ? 1 : median_time(execute, &e, 1);
   int count = scale < 1 ? 1 : (int)(5 / once) + 1;
   double milliseconds = median_time(execute, &e, count);
   double flops = 4.0 * (double)(c.batch * c.heads * c.q_len * c.k_len) * (double)c.dim *
@@ -243,6 +277,7 @@ static void time_case(timing_case c, attend_direction direction, double scale, d
 
 int main(int argc, char **argv) {
   double scale = argc > 1 ? atof(argv[1]) : 1;
+  const char *only = argc > 2 ? argv[2] : "";
   attend_gpu gpu = {.size = sizeof gpu};
   if (attend_gpu_at(0, &gpu)) {
     printf("skipped: %s\n", attend_error_message());
@@ -267,7 +302,8 @@ int main(int argc, char **argv) {
          (int)gpu.major, (int)gpu.minor, ceiling, "case", "direction", "kernel", "us", "GB/s", "of copy", "TFLOP/s");
   for (int i = 0; i < CASES; i++)
     for (attend_direction d = ATTEND_FORWARD; d <= ATTEND_BACKWARD; d++)
-      if (d == ATTEND_FORWARD || cases[i].q_len > 1) time_case(cases[i], d, scale, ceiling);
+      if (strstr(cases[i].name, only) && (d == ATTEND_FORWARD || cases[i].q_len > 1))
+        time_case(cases[i], d, scale, ceiling);
   cuda_leave(&scope);
 
   free(random_bytes);
