@@ -29,8 +29,8 @@ bench-peers: all ## time them beside other libraries
 test-gpu: ## build for this GPU, test, run under compute-sanitizer, time
 	@scripts/gpu-check $(BUILD)-gpu
 
-bench-gpu: all ## time the GPU kernels of this machine
-	@cmake --build $(BUILD) -j $(JOBS) --target time_cuda && $(BUILD)/tests/time_cuda
+bench-gpu: all ## time the GPU kernels of this machine beside PyTorch's
+	@$(MAKE) --no-print-directory -C bench gpu BUILD=$(abspath $(BUILD))
 
 install: all ## PREFIX=/usr/local DESTDIR=
 	@DESTDIR=$(DESTDIR) cmake --install $(BUILD) --prefix $(PREFIX)

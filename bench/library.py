@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The C library on PyTorch's CPU tensors, without a copy: the structs of attend.h in ctypes, plans made once."""
+"""The C library on PyTorch's tensors, without a copy: the structs of attend.h in ctypes, plans made once."""
 import ctypes as c
 import os
 
 import torch
 
-DTYPES = {torch.float32: (2, 32), torch.float16: (2, 16), torch.bfloat16: (4, 16)}
+DTYPES = {torch.float32: (2, 32), torch.float16: (2, 16), torch.bfloat16: (4, 16),
+          torch.int32: (0, 32), torch.bool: (6, 8)}
 
 
 class Dtype(c.Structure):
@@ -37,7 +38,8 @@ class Options(c.Structure):
 def wrap(t):
     n = t.dim()
     code, bits = DTYPES[t.dtype]
-    return Tensor(t.data_ptr(), 1, 0, n, Dtype(code, bits, 1), (c.c_int64 * n)(*t.shape),
+    device = (2, t.device.index) if t.is_cuda else (1, 0)
+    return Tensor(t.data_ptr(), *device, n, Dtype(code, bits, 1), (c.c_int64 * n)(*t.shape),
                   (c.c_int64 * n)(*t.stride()), 0)
 
 
@@ -51,17 +53,24 @@ class Library:
         if status:
             raise RuntimeError(self.so.attend_error_message().decode())
 
-    def call(self, backward, causal, threads, **tensors):
-        """A function that computes attention on these tensors, planned here; outputs are among them."""
+    def call(self, backward, causal, threads=0, dropout=0.0, **tensors):
+        """A function that computes attention on these tensors, planned here; outputs are among them. On a GPU it runs on
+        what PyTorch's current stream is then."""
         wrapped = {name: wrap(t) for name, t in tensors.items()}
         args = Args(size=c.sizeof(Args), **{name: c.pointer(t) for name, t in wrapped.items()})
-        options = Options(size=c.sizeof(Options), flags=1 if causal else 0, threads=threads)
+        options = Options(size=c.sizeof(Options), flags=1 if causal else 0, threads=threads,
+                          dropout=dropout)
         plan = c.c_void_p()
         self.check(self.so.attend_plan_create(int(backward), c.byref(args), c.byref(options), c.byref(plan)))
         size = self.so.attend_plan_workspace_bytes(plan)
-        memory = c.create_string_buffer(size + 256)
-        workspace = c.c_void_p(c.addressof(memory) + -c.addressof(memory) % 256)
+        on_gpu = tensors["q"].is_cuda
+        memory = torch.empty(size + 256, dtype=torch.uint8, device=tensors["q"].device)
+        workspace = c.c_void_p(memory.data_ptr() + -memory.data_ptr() % 256)
         run = self.so.attend_backward if backward else self.so.attend_forward
-        arguments = (plan, c.byref(args), workspace, c.c_size_t(size), None)
+        arguments = (plan, c.byref(args), workspace, c.c_size_t(size))
         keep = (tensors, wrapped, args, memory)
-        return lambda: self.check(run(*arguments)) or keep and None
+        def call():
+            stream = torch.cuda.current_stream().cuda_stream if on_gpu else None
+            self.check(run(*arguments, c.c_void_p(stream)))
+            return keep and None
+        return call

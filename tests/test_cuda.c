@@ -4,7 +4,8 @@
  * one; where a test puts tests/fake in front of the driver, it is an emulated one.
  *
  *   ATTEND_TEST_SECONDS=600 ATTEND_TEST_SEED=1000 tests/test_cuda     more problems, from another seed
- *   ATTEND_TEST_ONLY=forward_bf16_short_cuda …                        one kernel */
+ *   ATTEND_TEST_ONLY=forward_bf16_short_cuda …                        one kernel
+ *   ATTEND_TEST_LARGE=0 …                                             nothing large: for compute-sanitizer */
 #include "cuda/device.h"
 #include "support/gate.h"
 
@@ -25,7 +26,9 @@ static const struct {
   const char *name;
 } types[] = {{{2, 32, 1}, "f32"}, {{2, 16, 1}, "f16"}, {{4, 16, 1}, "bf16"}, {{2, 64, 1}, "f64"}};
 
-static size_t band = 256; /* bytes around a buffer; the emulated driver has a page of its own behind it */
+static size_t band = 256;   /* bytes around a buffer; the emulated driver has a page of its own behind it */
+static bool large;          /* take problems of many sequences and of many bytes */
+static int64_t head_stride; /* elements from head to head of q, k, v, out and their gradients; 0: as on the host */
 
 static double now(void) {
   struct timespec t;
@@ -44,16 +47,37 @@ typedef struct gpu_tensor {
   attend_tensor view;
   char *device, *host; /* the whole buffer, and what it held */
   size_t bytes, at, size;
+  int64_t strides[4]; /* of heads far apart */
 } gpu_tensor;
 
 static void must(attend_status status) {
   if (status) fail_msg("%s", attend_error_message());
 }
 
+/* Heads of a compact tensor of one sequence, far apart on the GPU: what is between them is not looked at. */
+static int64_t spread_bytes(const gpu_tensor *g) {
+  return head_stride && g->view.ndim == 4 ? head_stride * (g->view.dtype.bits / 8) : 0;
+}
+static void copy_heads(const gpu_tensor *g, char *host, bool in) {
+  size_t heads = (size_t)g->view.shape[1], bytes = g->size / heads;
+  for (size_t h = 0; h < heads; h++) {
+    char *at = g->device + h * (size_t)spread_bytes(g);
+    must(in ? cuda_copy_in(0, at, host + h * bytes, bytes) : cuda_copy_out(0, host + h * bytes, at, bytes));
+  }
+}
+
 /* At the end of the buffer, to the byte, or aligned as the kernels for aligned rows need it. */
 static gpu_tensor to_gpu(const test_tensor *from, bool aligned) {
   gpu_tensor g = {.view = from->view, .size = from->memory.bytes};
   size_t inside = (g.size + 255) / 256 * 256;
+  g.view.device = (attend_device){ATTEND_CUDA, 0};
+  if (spread_bytes(&g)) {
+    for (int d = 0; d < 4; d++) g.strides[d] = d == 1 ? head_stride : from->view.strides[d];
+    must(cuda_allocate(0, (size_t)(from->view.shape[1] - 1) * (size_t)spread_bytes(&g) + inside, (void **)&g.device));
+    copy_heads(&g, from->memory.data, true);
+    g.view.data = g.device;
+    return g;
+  }
   g.at = band + (aligned ? (inside - g.size) / 16 * 16 : inside - g.size);
   if (aligned && (uintptr_t)from->view.data % 16 == 0 && g.size % 16) g.at = band;
   g.bytes = inside + 2 * band;
@@ -65,12 +89,16 @@ static gpu_tensor to_gpu(const test_tensor *from, bool aligned) {
   must(cuda_allocate(0, g.bytes, (void **)&g.device));
   must(cuda_copy_in(0, g.device, g.host, g.bytes));
   g.view.data = g.device + g.at;
-  g.view.device = (attend_device){ATTEND_CUDA, 0};
   return g;
 }
 
 /* What it holds now goes to `to`; the band, and all of an input, must be as they were. */
 static bool from_gpu(gpu_tensor *g, test_tensor *to) {
+  if (spread_bytes(g)) {
+    if (to) copy_heads(g, to->memory.data, false);
+    cuda_release(0, g->device);
+    return true;
+  }
   char *found = malloc(g->bytes);
   assert_non_null(found);
   must(cuda_copy_out(0, found, g->device, g->bytes));
@@ -103,6 +131,7 @@ static attend_status run_on_gpu(test_problem *p, attend_direction direction, con
     if (!takes_part(p, direction, id)) continue;
     if (is_output_of(direction, id)) tensor_clone(&outputs->t[id], &p->t[id], true);
     g[id] = to_gpu(&p->t[id], p->spec.seed % 4 != 0);
+    if (g[id].strides[3]) g[id].view.strides = g[id].strides;
     slots[id] = &g[id].view;
   }
   attend_options options = p->options;
@@ -262,15 +291,16 @@ static void take_sequence(test_problem *one, const test_problem *all, int64_t b)
 
 static void sequences_do_not_know_each_other(void **state) {
   (void)state;
-  static const int64_t shapes[][4] = {{5, 5, 64, 2}, {8, 8, 32, 1}, {13, 16, 64, 2}, {29, 32, 64, 1}, {1, 700, 64, 4}};
+  const int64_t shapes[][5] = {{5, 5, 64, 2, 3},   {8, 8, 32, 1, 3},   {13, 16, 64, 2, 3},
+                               {29, 32, 64, 1, 3}, {1, 700, 64, 4, 3}, {4, 4, 16, 2, large ? 65536 : 9}};
   static test_problem all, one;
   static run_outputs batch, again, alone;
   for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
     for (int t = 0; t < 3; t++)
-      for (int s = 0; s < 5; s++) {
+      for (int s = 0; s < 6; s++) {
         problem_spec spec = {.seed = 7,
                              .dtype = types[t].dtype,
-                             .batch = 3,
+                             .batch = shapes[s][4],
                              .heads = shapes[s][3],
                              .kv_heads = 1,
                              .q_len = shapes[s][0],
@@ -292,7 +322,7 @@ static void sequences_do_not_know_each_other(void **state) {
           if (status == ATTEND_ERROR_NO_BACKEND) continue;
           must(status);
           must(run_on_gpu(&all, direction, kernels[k].name, &again, &intact));
-          for (int64_t b = 0; b < spec.batch; b++) {
+          for (int64_t b = 0; b < spec.batch; b += (spec.batch + 1) / 3) {
             take_sequence(&one, &all, b);
             must(run_on_gpu(&one, direction, kernels[k].name, &alone, &intact));
             for (operand_id id = 0; id < OPERAND_COUNT; id++) {
@@ -309,6 +339,55 @@ static void sequences_do_not_know_each_other(void **state) {
           run_free(&again);
         }
         problem_free(&all);
+      }
+}
+
+/* ---- Offsets beyond 2^31 elements ------------------------------------------------------------------------------- */
+
+static void heads_may_lie_far_apart(void **state) {
+  (void)state;
+  static const int64_t shapes[][3] = {{7, 7, 64}, {1, 300, 128}, {70, 130, 64}, {90, 80, 128}};
+  static test_problem p;
+  static run_outputs near, far;
+  attend_gpu gpu = {.size = sizeof gpu};
+  must(attend_gpu_at(0, &gpu));
+  if (!large || gpu.memory_bytes < 80000000000u) skip(); /* eight tensors of 8.6 GB */
+  for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
+    for (int t = 0; t < 3; t++)
+      for (int s = 0; s < 4; s++) {
+        problem_spec spec = {.seed = 5,
+                             .dtype = types[t].dtype,
+                             .batch = 1,
+                             .heads = 2,
+                             .kv_heads = 2,
+                             .q_len = shapes[s][0],
+                             .k_len = shapes[s][1],
+                             .head_dim = shapes[s][2],
+                             .v_dim = shapes[s][2],
+                             .plain_layout = true,
+                             .lse = true,
+                             .options.flags = ATTEND_CAUSAL};
+        if (direction == ATTEND_BACKWARD) spec.d_q = spec.d_k = spec.d_v = true;
+        problem_make(&p, &spec);
+        if (direction == ATTEND_BACKWARD) run_for_backward(&p);
+        attend_kernel kernels[16];
+        int count = gpu_kernels(direction, types[t].dtype, kernels);
+        for (int k = 0; k < count; k++) {
+          bool intact;
+          attend_status status = run_on_gpu(&p, direction, kernels[k].name, &near, &intact);
+          if (status == ATTEND_ERROR_NO_BACKEND) continue;
+          must(status);
+          head_stride = INT64_C(0x80000000) + 512;
+          status = run_on_gpu(&p, direction, kernels[k].name, &far, &intact);
+          head_stride = 0;
+          must(status);
+          for (operand_id id = 0; id < OPERAND_COUNT; id++)
+            if (near.t[id].view.data && !tensor_same_bits(&near.t[id], &far.t[id]))
+              fail_msg("%s, %d queries: operand %d differs", kernels[k].name, (int)spec.q_len, (int)id);
+          run_free(&near);
+          run_free(&far);
+        }
+        problem_free(&p);
       }
 }
 
@@ -424,9 +503,13 @@ int main(void) {
     print_message("skipped: %s: %s\n", gpu.name, gpu.reason);
     return 77;
   }
-  if (!strcmp(gpu.name, "emulated GPU")) band = 0;
-  const struct CMUnitTest tests[] = {cmocka_unit_test(forward_is_exact), cmocka_unit_test(backward_is_exact),
+  bool emulated = !strcmp(gpu.name, "emulated GPU");
+  if (emulated) band = 0;
+  large = !emulated && from_environment("ATTEND_TEST_LARGE", 1) > 0;
+  const struct CMUnitTest tests[] = {cmocka_unit_test(forward_is_exact),
+                                     cmocka_unit_test(backward_is_exact),
                                      cmocka_unit_test(sequences_do_not_know_each_other),
+                                     cmocka_unit_test(heads_may_lie_far_apart),
                                      cmocka_unit_test(hidden_values_do_not_matter),
                                      cmocka_unit_test(dropout_drops_what_the_header_says)};
   return cmocka_run_group_tests(tests, NULL, NULL);
