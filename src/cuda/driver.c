@@ -8,7 +8,8 @@
 #include <string.h>
 
 enum { CUDA_ERROR_OUT_OF_MEMORY = 2, OLDEST_DRIVER = 12000, MAX_DEVICES = 64 };
-enum { ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };
+enum { ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 }; /* of a device */
+enum { ATTRIBUTE_MOST_SHARED = 8 };                  /* of a kernel: dynamic, of a block */
 
 static cuda_driver driver;
 static bool available;
@@ -36,6 +37,7 @@ static void find_driver(void) {
                                       "cuLibraryLoadFromFile",
                                       "cuLibraryGetKernel",
                                       "cuKernelGetFunction",
+                                      "cuKernelSetAttribute",
                                       "cuLaunchKernel",
                                       "cuMemAlloc_v2",
                                       "cuMemFree_v2",
@@ -127,10 +129,21 @@ int cuda_capability(int ordinal) {
   return 10 * major + minor;
 }
 
+attend_status cuda_allow_shared(int ordinal, void *kernel, unsigned bytes) {
+  int device, error = driver.device_get(&device, ordinal);
+  if (!error) error = driver.kernel_attribute(ATTRIBUTE_MOST_SHARED, (int)bytes, kernel, device);
+  return cuda_status(error, "allowing shared memory");
+}
+
 attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const void *arguments, void *stream) {
+  return cuda_launch_shared(kernel, blocks, threads, 0, arguments, stream);
+}
+
+attend_status cuda_launch_shared(void *kernel, int64_t blocks, unsigned threads, unsigned shared_bytes,
+                                 const void *arguments, void *stream) {
   if (blocks <= 0) return ATTEND_OK;
   void *parameters[] = {(void *)(uintptr_t)arguments};
   unsigned grid = blocks > INT32_MAX ? INT32_MAX : (unsigned)blocks;
-  return cuda_status(driver.launch(kernel, grid, 1, 1, threads, 1, 1, 0, stream, parameters, NULL),
+  return cuda_status(driver.launch(kernel, grid, 1, 1, threads, 1, 1, shared_bytes, stream, parameters, NULL),
                      "launching a kernel");
 }

@@ -28,6 +28,7 @@ typedef struct cuda_driver {
                            int *options, void **values, unsigned count);
   int (*library_kernel)(void **kernel, void *library, const char *name);
   int (*kernel_function)(void **function, void *kernel); /* loads it into the current context */
+  int (*kernel_attribute)(int attribute, int value, void *kernel, int device);
   int (*launch)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                 unsigned block_z, unsigned shared_bytes, void *stream, void **parameters, void **extra);
   int (*allocate)(uint64_t *pointer, size_t bytes);
@@ -70,5 +71,10 @@ int cuda_capability(int ordinal);
 
 /* Enqueue kernel(arguments) on `blocks` blocks, at most 2^31 - 1: kernels step through their items by gridDim.x. */
 attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const void *arguments, void *stream);
+
+/* The same with dynamic shared memory. More than 48 KB a block must be allowed on the device beforehand. */
+attend_status cuda_launch_shared(void *kernel, int64_t blocks, unsigned threads, unsigned shared_bytes,
+                                 const void *arguments, void *stream);
+attend_status cuda_allow_shared(int ordinal, void *kernel, unsigned bytes);
 
 #endif

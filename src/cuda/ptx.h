@@ -19,6 +19,8 @@
 #define KERNEL extern "C" __global__
 #define UNROLLED _Pragma("unroll")
 #define UNROLLED_BY_4 _Pragma("unroll 4")
+/* The shared memory whose size the launch says. */
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
 
 /* 2^x, relative error 2^-22; flushes subnormal results. */
 WORD float word_exp2(float x) {
@@ -46,6 +48,11 @@ WORD bool word_any(bool x) { return __any_sync(0xFFFFFFFFu, x); }
 WORD uint32_t word_ballot(bool x) { return __ballot_sync(0xFFFFFFFFu, x); }
 WORD void word_sync_warp(void) { __syncwarp(); }
 WORD void word_sync_block(void) { __syncthreads(); }
+WORD bool word_sync_block_any(bool x) { return __syncthreads_or(x) != 0; }
+
+/* max, of a NaN and a number the number; a b + c, rounded once. */
+WORD float word_max(float a, float b) { return fmaxf(a, b); }
+WORD float word_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 /* Bytes 4..7 of the selector's digits are those of b, 0..3 of a. */
 WORD uint32_t word_permute_bytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }

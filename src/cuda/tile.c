@@ -18,16 +18,12 @@ static const char *const entry_names[ENTRY_COUNT] = {"tile_forward_narrow", "til
 static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 
 static bool is_general(const attend_problem *p) {
-  return attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) ||
+  return p->scale <= 0 || attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) ||
          attend_has(p, OPERAND_SINK) || p->softcap > 0 || p->dropout_threshold;
 }
 
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
-static int64_t rows_of(const attend_problem *p) { return is_wide(p) ? TILE_ROWS_WIDE : TILE_ROWS_NARROW; }
-static int64_t blocks_of(const attend_problem *p) {
-  int64_t rows = rows_of(p) * TILE_WARPS;
-  return (p->q_len + rows - 1) / rows;
-}
+static int64_t blocks_of(const attend_problem *p) { return (p->q_len + TILE_QUERIES - 1) / TILE_QUERIES; }
 
 static const char *refusal(const attend_problem *p) {
   static const operand_id ids[] = {OPERAND_Q, OPERAND_K, OPERAND_V, OPERAND_OUT};
@@ -40,6 +36,7 @@ static const char *refusal(const attend_problem *p) {
     aligned = aligned && p->layout[ids[i]].col == 1 && p->layout[ids[i]].alignment % ROW_BYTES == 0;
   if (!aligned) return "rows that are not made of aligned 16-byte words";
   if (p->q_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
+  if (p->k_len > INT32_MAX - TILE_KEYS) return "more than 2^31 keys";
   return blocks_of(p) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
 }
 
@@ -56,7 +53,12 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
-  choice->tile_q = rows_of(p);
+  for (int i = WIDE; i < ENTRY_COUNT; i += GENERAL)
+    if (cuda_allow_shared(p->device.id, kernels[p->type][i], TILE_SHARED_WIDE)) {
+      snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+      return false;
+    }
+  choice->tile_q = TILE_QUERIES;
   choice->tile_k = TILE_KEYS;
   choice->alignment = ROW_BYTES;
   choice->state = kernels[p->type];
@@ -71,7 +73,9 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   int entry = (is_wide(p) ? WIDE : NARROW) + (is_general(p) ? GENERAL : 0);
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
-  if (!status) status = cuda_launch(entries[entry], p->batch * p->heads * blocks_of(p), 32 * TILE_WARPS, &call, stream);
+  if (!status)
+    status = cuda_launch_shared(entries[entry], p->batch * p->heads * blocks_of(p), 32 * TILE_WARPS,
+                                is_wide(p) ? TILE_SHARED_WIDE : TILE_SHARED_NARROW, &call, stream);
   cuda_leave(&scope);
   return status;
 }

@@ -1,52 +1,60 @@
 /* SPDX-License-Identifier: MIT */
-/* Forward in tiles: a warp owns 32 (or 16) queries of one (sequence, head), holds them and their output in registers,
- * and goes through the keys they see, 16 at a time, with the online softmax (Milakov & Gimelshein 2018; Dao et al.
- * 2022). Blocks of K and V come to registers as they are (fragment.cuh); the warps of a block read the same keys one
- * after the other, so all but the first find them in L1, and no warp waits for another: nobody pays for a causal
- * diagonal but the warp that is at it. A warp whose output came out NaN does its keys again, carefully. */
+/* Forward in tiles: a block owns 128 queries of one (sequence, head), 32 of each warp, and goes through the keys they
+ * see, 64 at a time, with the online softmax (Milakov & Gimelshein 2018; Dao et al. 2022; the division of work among
+ * warps is that of Dao 2023). While a tile of K and V is worked on, the next comes to the other half of shared memory.
+ * A warp has 32 rows, not 16, because each fragment of K and V then serves two products: with 16, shared memory would
+ * be read faster than it can be. A block whose output came out NaN does its keys again, carefully. */
 #ifndef ATTEND_CUDA_TILE_FORWARD_CUH
 #define ATTEND_CUDA_TILE_FORWARD_CUH
 
-#include "fragment.cuh"
-#include "tile.h"
+#include "tile_shared.cuh"
 
-/* What an entry point fixes: tiles of 16 rows (2, 1), chunks of 64 columns (1, 2), and whether all options are there.
- */
+/* What an entry point fixes: chunks of 64 columns (1, 2), groups of 8 keys whose scores are in registers at a time (all 8 of
+ * a tile; with all options, 4), and whether all options are there. On an H200, 4 for plain narrow heads is 20% slower. */
 struct tile_kind {
-  int tiles, chunks;
+  int chunks, groups;
   bool general;
 };
 
+/* Of the 32 rows of a warp: two groups of 16, of which a lane has rows g and g + 8 (`half`). `largest` is in units in
+ * which 1 is log 2 / unit. */
 struct tile_state {
-  float largest[2][2], total[2][2], sum[2][2][8][4]; /* [tile][half]; [tile][chunk] */
+  float largest[2][2], total[2][2], sum[2][16][4]; /* sum: [group][8 columns] */
 };
 
-WORD void tile_load(block x[2][2], const attend_matrix &m, int64_t k0, int64_t end, int columns, const tile_kind kind) {
-  UNROLLED
-  for (int n = 0; n < 2; n++) {
-    int64_t j = k0 + 8 * n + lane_row();
-    UNROLLED
-    for (int c = 0; c < kind.chunks; c++)
-      x[c][n] = block_load_again(m.data + 2 * (j * m.row + 64 * c), j < end, columns - 64 * c);
-  }
+/* What a warp has to know of its rows: keys before seen_first, or from seen_last on, nobody sees; those from all_first
+ * up to all_last everybody does. */
+struct tile_range {
+  int seen_first, seen_last, all_first, all_last;
+};
+
+WORD tile_range tile_range_of(const attend_problem &p, const attend_slice &s, int64_t q0) {
+  int64_t top = q0 + TILE_ROWS < s.q_len ? q0 + TILE_ROWS - 1 : s.q_len - 1, first, last, seen_last, all_first;
+  tile_range r = {0, 0, 0, 0};
+  if (q0 >= s.q_len) return r;
+  attend_visible_range(&p, &s, q0, &first, &last); /* both ends grow with the query */
+  attend_visible_range(&p, &s, top, &all_first, &seen_last);
+  r.seen_first = (int)first, r.seen_last = (int)seen_last, r.all_first = (int)all_first, r.all_last = (int)last;
+  return r;
 }
 
-/* Scores (in units of log 2) of rows (m, half) from their dot products; returns which are seen, bit 2n + e. */
-WORD uint32_t tile_finish(float c[2][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
-                          int64_t k0, const int64_t visible[2], bool inside, const tile_kind kind) {
-  float unit = (float)p.scale * LOG2_E;
-  uint32_t seen = inside && !kind.general ? 0xF : 0;
+/* Scores of row (half) of a tile: -inf where the query may not see the key, all options applied where they are there.
+ * Returns which are seen, bit 2n + e. */
+WORD uint32_t tile_hide(float c[8][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
+                        int64_t k0, const tile_kind kind) {
+  int64_t first = 0, last = 0;
+  uint32_t seen = 0;
+  if (i < s.q_len) attend_visible_range(&p, &s, i, &first, &last);
+  int from = (int)(first - k0), to = (int)(last - k0);
   UNROLLED
-  for (int n = 0; n < 2; n++) UNROLLED
+  for (int n = 0; n < kind.groups; n++) UNROLLED
   for (int e = 0; e < 2; e++) {
     float &x = c[n][2 * half + e];
-    if (!kind.general) x *= unit;
-    if (!kind.general && inside) continue;
-    int64_t j = k0 + 8 * n + 2 * lane_column() + e;
-    bool sees = j >= visible[0] && j < visible[1];
+    int j = 8 * n + 2 * lane_column() + e;
+    bool sees = j >= from && j < to;
     if (kind.general) {
-      sees = sees && unmasked(p, s, i, j);
-      if (sees) x = score_of(p, s, i, j, x).biased * LOG2_E;
+      sees = sees && unmasked(p, s, i, k0 + j);
+      if (sees) x = score_of(p, s, i, k0 + j, x).biased * LOG2_E;
     }
     if (sees) seen |= 1u << (2 * n + e);
     x = sees ? x : -INFINITY;
@@ -54,145 +62,239 @@ WORD uint32_t tile_finish(float c[2][4], const int half, const attend_problem &p
   return seen;
 }
 
-/* Weights of what is dropped become 0: 16 keys from k0 on take two words of one draw. */
-WORD void tile_drop(float c[2][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
-                    int64_t k0) {
-  int64_t block_number = 4 * (k0 >> 5) + lane_column();
-  uint32_t counter[4] = {(uint32_t)block_number, (uint32_t)(block_number >> 32), (uint32_t)i, (uint32_t)(i >> 32)};
-  uint32_t word[4];
-  attend_philox(counter, s.dropout_key, word);
+/* Weights of what is dropped become 0: a draw serves 32 keys. */
+WORD void tile_drop(float c[8][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
+                    int64_t k0, const tile_kind kind) {
   UNROLLED
-  for (int n = 0; n < 2; n++) {
-    uint32_t draw = k0 & 16 ? word[2 + n] : word[n];
-    if ((draw & 0xFFFF) < p.dropout_threshold) c[n][2 * half] *= 0;
-    if (draw >> 16 < p.dropout_threshold) c[n][2 * half + 1] *= 0;
+  for (int part = 0; part < kind.groups / 4; part++) {
+    int64_t number = 4 * ((k0 >> 5) + part) + lane_column();
+    uint32_t counter[4] = {(uint32_t)number, (uint32_t)(number >> 32), (uint32_t)i, (uint32_t)(i >> 32)}, word[4];
+    attend_philox(counter, s.dropout_key, word);
+    UNROLLED
+    for (int n = 0; n < 4; n++) {
+      if ((word[n] & 0xFFFF) < p.dropout_threshold) c[4 * part + n][2 * half] *= 0;
+      if (word[n] >> 16 < p.dropout_threshold) c[4 * part + n][2 * half + 1] *= 0;
+    }
   }
 }
 
-WORD void tile_keys(const attend_problem &p, const attend_slice &s, const block q[2][4], int64_t q0, int64_t first,
-                    int64_t last, bool careful, tile_state &state, const tile_kind kind) {
-  const int head_dim = (int)p.head_dim, v_dim = (int)p.v_dim;
-  int64_t visible[2][2][2], inside_first = 0, inside_last = INT64_MAX;
+/* What the values of 16 keys that are NaN or Inf add to 16 columns, by products of ones: `positive` and `zero` (operand
+ * A) say which weights of pairs that see each other are positive, and which are 0. A product with the values themselves
+ * would reach the rows that do not see them. */
+WORD void tile_spare(float sum[2][4], const uint32_t positive[4], const uint32_t zero[4], const uint32_t b[4]) {
   UNROLLED
-  for (int m = 0; m < kind.tiles; m++) UNROLLED
-  for (int half = 0; half < 2; half++) {
-    int64_t i = q0 + 16 * m + 8 * half + lane_row();
-    visible[m][half][0] = visible[m][half][1] = 0;
-    if (i < s.q_len) {
-      attend_visible_range(&p, &s, i, &visible[m][half][0], &visible[m][half][1]);
-      if (visible[m][half][0] > inside_first) inside_first = visible[m][half][0];
-      if (visible[m][half][1] < inside_last) inside_last = visible[m][half][1];
+  for (int n = 0; n < 2; n++) {
+    uint32_t nan[2], plus[2], minus[2];
+    UNROLLED
+    for (int h = 0; h < 2; h++) {
+      nan[h] = pair_where(b[2 * n + h], PAIR_NAN);
+      plus[h] = pair_where(b[2 * n + h], PAIR_PLUS), minus[h] = pair_where(b[2 * n + h], PAIR_MINUS);
     }
-    state.largest[m][half] = kind.general ? (float)s.sink * LOG2_E : -INFINITY;
-    state.total[m][half] = 0;
+    float no[4] = {}, up[4] = {}, down[4] = {};
+    multiply(no, positive, nan[0], nan[1]);
+    multiply(no, zero, nan[0] | plus[0] | minus[0], nan[1] | plus[1] | minus[1]);
+    multiply(up, positive, plus[0], plus[1]);
+    multiply(down, positive, minus[0], minus[1]);
     UNROLLED
-    for (int c = 0; c < kind.chunks; c++) UNROLLED
-    for (int n = 0; n < 8; n++) state.sum[m][c][n][2 * half] = state.sum[m][c][n][2 * half + 1] = 0;
+    for (int e = 0; e < 4; e++) {
+      if (up[e] > 0) sum[n][e] += INFINITY;
+      if (down[e] > 0) sum[n][e] -= INFINITY;
+      if (no[e] > 0) sum[n][e] = NAN;
+    }
   }
-  block k[2][2], v[2][2];
-  tile_load(k, s.k, first, s.k_len, head_dim, kind);
-  tile_load(v, s.v, first, s.k_len, v_dim, kind);
-  for (int64_t k0 = first; k0 < last; k0 += TILE_KEYS) {
-    float c[2][2][4] = {};
+}
+
+/* The keys of a tile from row `row` on, of which the first is key k0, for one warp. q: the fragments of its queries, of
+ * narrow heads only. */
+WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32_t q[2][4][4], char *queries, char *k,
+                    char *v, int row, int64_t q0, int64_t k0, bool inside, const bool careful, tile_state &state,
+                    const tile_kind kind) {
+  const int warp_row = (int)(threadIdx.x >> 5) * TILE_ROWS;
+  const float unit = kind.general ? 1 : (float)p.scale * LOG2_E;
+  float c[2][8][4] = {};
+  UNROLLED
+  for (int x = 0; x < 4 * kind.chunks; x++) {
+    uint32_t a[2][4];
     UNROLLED
-    for (int m = 0; m < kind.tiles; m++) UNROLLED
-    for (int n = 0; n < 2; n++) UNROLLED
-    for (int x = 0; x < kind.chunks; x++) block_dots(c[m][n], q[x][2 * m], q[x][2 * m + 1], k[x][n]);
-    int64_t next = k0 + TILE_KEYS < last ? k0 + TILE_KEYS : s.k_len; /* past the end nothing is read */
-    tile_load(k, s.k, next, s.k_len, head_dim, kind);
-    bool inside = !word_any(k0 < inside_first || k0 + TILE_KEYS > inside_last);
-    uint32_t a[2][4], seen[2][2];
+    for (int m = 0; m < 2; m++)
+      if (kind.chunks == 1)
+        for (int r = 0; r < 4; r++) a[m][r] = q[m][x][r];
+      else
+        tile_a(a[m], queries, warp_row + 16 * m, 2 * x, kind.chunks);
     UNROLLED
-    for (int m = 0; m < kind.tiles; m++) {
-      float rescale[2];
-      bool changed = false;
+    for (int n = 0; n < kind.groups / 2; n++) {
+      uint32_t b[4];
+      tile_b_transposed(b, k, row + 16 * n, 2 * x, kind.chunks);
       UNROLLED
-      for (int half = 0; half < 2; half++) {
-        int64_t i = q0 + 16 * m + 8 * half + lane_row();
-        seen[m][half] = tile_finish(c[m], half, p, s, i, k0, visible[m][half], inside, kind);
-        float before = state.largest[m][half], most = before, part = 0;
-        UNROLLED
-        for (int n = 0; n < 2; n++) most = max_of(max_of(c[m][n][2 * half], c[m][n][2 * half + 1]), most);
-        most = quad_max(most);
-        float shift = most == -INFINITY ? 0 : most;
-        rescale[half] = before == most ? 1 : word_exp2(before - shift);
-        changed |= before != most;
-        state.largest[m][half] = most;
-        UNROLLED
-        for (int n = 0; n < 2; n++) UNROLLED
-        for (int e = 0; e < 2; e++) part += c[m][n][2 * half + e] = word_exp2(c[m][n][2 * half + e] - shift);
-        state.total[m][half] = state.total[m][half] * rescale[half] + part;
-        if (kind.general && p.dropout_threshold) tile_drop(c[m], half, p, s, i, k0);
-      }
-      a[m][0] = pack(c[m][0][0], c[m][0][1]), a[m][1] = pack(c[m][0][2], c[m][0][3]);
-      a[m][2] = pack(c[m][1][0], c[m][1][1]), a[m][3] = pack(c[m][1][2], c[m][1][3]);
-      if (word_any(changed)) {
-        UNROLLED
-        for (int x = 0; x < kind.chunks; x++) UNROLLED
-        for (int n = 0; n < 8; n++) UNROLLED
-        for (int e = 0; e < 4; e++) state.sum[m][x][n][e] *= rescale[e / 2];
+      for (int m = 0; m < 2; m++) {
+        multiply(c[m][2 * n], a[m], b[0], b[1]);
+        multiply(c[m][2 * n + 1], a[m], b[2], b[3]);
       }
     }
-    UNROLLED
-    for (int x = 0; x < kind.chunks; x++) {
-      block low = block_transpose(v[x][0]), high = block_transpose(v[x][1]);
-      UNROLLED
-      for (int m = 0; m < kind.tiles; m++)
-        if (careful) {
-          uint32_t allowed[4];
-          allowed_pairs(allowed, seen[m][0], seen[m][1]);
-          block_product_careful(state.sum[m][x], a[m], allowed, low, high);
-        } else
-          block_product(state.sum[m][x], a[m], low, high);
-    }
-    tile_load(v, s.v, next, s.k_len, v_dim, kind);
   }
+  uint32_t seen[2][2] = {{0xFFFF, 0xFFFF}, {0xFFFF, 0xFFFF}};
+  UNROLLED
+  for (int m = 0; m < 2; m++) {
+    float rescale[2];
+    bool changed = false;
+    UNROLLED
+    for (int half = 0; half < 2; half++) {
+      int64_t i = q0 + 16 * m + 8 * half + lane_row();
+      if (kind.general || !inside) seen[m][half] = tile_hide(c[m], half, p, s, i, k0, kind);
+      float before = state.largest[m][half], most = before, part = 0;
+      UNROLLED
+      for (int n = 0; n < kind.groups; n++) most = word_max(word_max(c[m][n][2 * half], c[m][n][2 * half + 1]), most);
+      most = quad_max(most);
+      float shift = most == -INFINITY ? 0 : most * unit;
+      rescale[half] = before == most ? 1 : word_exp2(before * unit - shift);
+      changed |= before != most;
+      state.largest[m][half] = most;
+      UNROLLED
+      for (int n = 0; n < kind.groups; n++) UNROLLED
+      for (int e = 0; e < 2; e++) {
+        float &x = c[m][n][2 * half + e];
+        part += x = word_exp2(word_multiply_add(x, unit, -shift));
+      }
+      state.total[m][half] = state.total[m][half] * rescale[half] + part;
+      if (kind.general && p.dropout_threshold) tile_drop(c[m], half, p, s, i, k0, kind);
+    }
+    if (word_any(changed)) {
+      UNROLLED
+      for (int n = 0; n < 8 * kind.chunks; n++) UNROLLED
+      for (int e = 0; e < 4; e++) state.sum[m][n][e] *= rescale[e / 2];
+    }
+  }
+  UNROLLED
+  for (int x = 0; x < kind.groups / 2; x++) {
+    uint32_t a[2][4], positive[2][4], zero[2][4];
+    UNROLLED
+    for (int m = 0; m < 2; m++) {
+      UNROLLED
+      for (int r = 0; r < 4; r++) a[m][r] = pack(c[m][2 * x + r / 2][r % 2 * 2], c[m][2 * x + r / 2][r % 2 * 2 + 1]);
+      if (careful) {
+        UNROLLED
+        for (int r = 0; r < 4; r++) {
+          uint32_t sees = seen[m][r % 2] >> (4 * x + r / 2 * 2);
+          const float *w = &c[m][2 * x + r / 2][r % 2 * 2];
+          positive[m][r] = pack(sees & 1 && w[0] != 0, sees & 2 && w[1] != 0);
+          zero[m][r] = pack(sees & 1 && w[0] == 0, sees & 2 && w[1] == 0);
+        }
+      }
+    }
+    UNROLLED
+    for (int n = 0; n < 4 * kind.chunks; n++) {
+      uint32_t b[4];
+      tile_b(b, v, row + 16 * x, 2 * n, kind.chunks);
+      if (careful) {
+        UNROLLED
+        for (int m = 0; m < 2; m++) tile_spare(state.sum[m] + 2 * n, positive[m], zero[m], b);
+        UNROLLED
+        for (int r = 0; r < 4; r++) b[r] = pair_finite(b[r]);
+      }
+      UNROLLED
+      for (int m = 0; m < 2; m++) {
+        multiply(state.sum[m][2 * n], a[m], b[0], b[1]);
+        multiply(state.sum[m][2 * n + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+/* All keys of a block. Returns whether any output of the block is NaN. */
+WORD bool tile_keys(const attend_problem &p, const attend_slice &s, char *queries, int64_t q0, int64_t first,
+                    int64_t last, const tile_range &range, const bool careful, tile_state &state,
+                    const tile_kind kind) {
+  const int head_dim = (int)p.head_dim, v_dim = (int)p.v_dim, bytes = 128 * kind.chunks * TILE_KEYS;
+  char *stages = queries + 128 * kind.chunks * TILE_QUERIES;
+  UNROLLED
+  for (int m = 0; m < 2; m++) {
+    UNROLLED
+    for (int half = 0; half < 2; half++) {
+      state.largest[m][half] = kind.general ? (float)s.sink * LOG2_E : -INFINITY;
+      state.total[m][half] = 0;
+    }
+    UNROLLED
+    for (int n = 0; n < 8 * kind.chunks; n++) UNROLLED
+    for (int e = 0; e < 4; e++) state.sum[m][n][e] = 0;
+  }
+  word_sync_block(); /* until nobody reads the stages of an earlier pass */
+  tile_copy(stages, TILE_KEYS, s.k.data + 2 * first * s.k.row, s.k.row, s.k_len - first, head_dim, kind.chunks);
+  tile_copy(stages + bytes, TILE_KEYS, s.v.data + 2 * first * s.v.row, s.v.row, s.k_len - first, v_dim, kind.chunks);
+  word_copy_commit();
+  uint32_t q[2][4][4];
+  if (kind.chunks == 1) {
+    word_copy_wait(0);
+    word_sync_block();
+    UNROLLED
+    for (int m = 0; m < 2; m++) UNROLLED
+    for (int x = 0; x < 4; x++)
+      tile_a(q[m][x], queries, (int)(threadIdx.x >> 5) * TILE_ROWS + 16 * m, 2 * x, kind.chunks);
+  }
+  int stage = 0;
+  for (int64_t k0 = first; k0 < last; k0 += TILE_KEYS, stage ^= 1) {
+    char *k = stages + 2 * bytes * stage, *other = stages + 2 * bytes * (stage ^ 1);
+    word_copy_wait(0);
+    word_sync_block();
+    int64_t next = k0 + TILE_KEYS;
+    if (next < last) {
+      tile_copy(other, TILE_KEYS, s.k.data + 2 * next * s.k.row, s.k.row, s.k_len - next, head_dim, kind.chunks);
+      tile_copy(other + bytes, TILE_KEYS, s.v.data + 2 * next * s.v.row, s.v.row, s.k_len - next, v_dim, kind.chunks);
+    }
+    word_copy_commit();
+    for (int row = 0; row < TILE_KEYS; row += 8 * kind.groups) {
+      int64_t from = k0 + row, to = from + 8 * kind.groups;
+      if (from >= range.seen_last || to <= range.seen_first) continue;
+      bool inside = from >= range.all_first && to <= range.all_last;
+      tile_step(p, s, q, queries, k, k + bytes, row, q0, from, inside, careful, state, kind);
+    }
+  }
+  float sum = 0;
+  UNROLLED
+  for (int m = 0; m < 2; m++) UNROLLED
+  for (int n = 0; n < 8 * kind.chunks; n++) UNROLLED
+  for (int e = 0; e < 4; e++) sum += state.sum[m][n][e] * 0; /* NaN of Inf too: then once more, in vain */
+  return word_sync_block_any(sum != sum);
 }
 
 WORD void tile_forward(const cuda_call &call, const tile_kind kind) {
+  DYNAMIC_SHARED(memory);
   const attend_problem &p = call.problem;
-  const int rows = 16 * kind.tiles;
-  int64_t tiles = (p.q_len + rows * TILE_WARPS - 1) / (rows * TILE_WARPS), key_rows, unused, first, last;
-  int64_t pair = blockIdx.x / (uint32_t)tiles, tile = tiles - 1 - blockIdx.x % (uint32_t)tiles; /* the longest first */
-  attend_slice s = slice_make(p, call.operands, pair / p.heads, pair % p.heads, key_rows);
-  int64_t q0 = (tile * TILE_WARPS + (threadIdx.x >> 5)) * rows;
-  if (q0 >= s.q_len) return;
-  int64_t top = q0 + rows < s.q_len ? q0 + rows - 1 : s.q_len - 1;
-  attend_visible_range(&p, &s, q0, &first, &unused);
+  uint32_t tiles = (uint32_t)((p.q_len + TILE_QUERIES - 1) / TILE_QUERIES);
+  int64_t key_rows, unused, first, last;
+  uint32_t pair = blockIdx.x / tiles, tile = tiles - 1 - blockIdx.x % tiles; /* the longest first */
+  attend_slice s = slice_make(p, call.operands, pair / (uint32_t)p.heads, pair % (uint32_t)p.heads, key_rows);
+  int64_t block_first = (int64_t)tile * TILE_QUERIES, q0 = block_first + (threadIdx.x >> 5) * TILE_ROWS;
+  if (block_first >= s.q_len) return;
+  int64_t top = block_first + TILE_QUERIES < s.q_len ? block_first + TILE_QUERIES - 1 : s.q_len - 1;
+  attend_visible_range(&p, &s, block_first, &first, &unused);
   attend_visible_range(&p, &s, top, &unused, &last);
-  first = first / 32 * 32;
+  first = first / TILE_KEYS * TILE_KEYS;
+  tile_range range = tile_range_of(p, s, q0);
 
-  block q[2][4];
-  UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) {
-    int64_t i = q0 + 8 * n + lane_row();
-    UNROLLED
-    for (int c = 0; c < kind.chunks; c++)
-      q[c][n] = block_load(s.q.data + 2 * (i * s.q.row + 64 * c), i < s.q_len, (int)p.head_dim - 64 * c);
-  }
+  tile_copy(memory, TILE_QUERIES, s.q.data + 2 * block_first * s.q.row, s.q.row, s.q_len - block_first, (int)p.head_dim,
+            kind.chunks);
   tile_state state;
-  for (bool careful = false;; careful = true) {
-    tile_keys(p, s, q, q0, first, last, careful, state, kind);
-    bool nan = false;
-    UNROLLED
-    for (int m = 0; m < kind.tiles; m++) UNROLLED
-    for (int c = 0; c < kind.chunks; c++) nan |= block_any_nan(state.sum[m][c]);
-    if (careful || !nan) break;
-  }
+  if (tile_keys(p, s, memory, q0, first, last, range, false, state, kind))
+    tile_keys(p, s, memory, q0, first, last, range, true, state, kind);
+
+  const float unit = kind.general ? 1 : (float)p.scale * LOG2_E;
   UNROLLED
-  for (int m = 0; m < kind.tiles; m++) UNROLLED
+  for (int m = 0; m < 2; m++) UNROLLED
   for (int half = 0; half < 2; half++) {
     int64_t i = q0 + 16 * m + 8 * half + lane_row();
     float total = quad_sum(state.total[m][half]), largest = state.largest[m][half];
     if (kind.general && s.sink > -INFINITY) total += word_exp2((float)s.sink * LOG2_E - largest);
     float factor = total == 0 ? 0 : word_reciprocal(total);
     if (kind.general) factor *= (float)p.dropout_scale;
+    if (i >= s.q_len) continue;
+    char *row = s.out.data + 2 * (i * s.out.row + 2 * lane_column());
     UNROLLED
-    for (int c = 0; c < kind.chunks; c++)
-      block_store(s.out.data + 2 * (i * s.out.row + 64 * c), i < s.q_len, (int)p.v_dim - 64 * c,
-                  block_of(state.sum[m][c], half, factor), false);
-    if (s.lse && lane_column() == 0 && i < s.q_len)
-      ((float *)(void *)s.lse)[i * s.lse_row] = total == 0 ? -INFINITY : largest * LN_2 + logf(total);
+    for (int n = 0; n < 8 * kind.chunks; n++)
+      if (8 * n < (int)p.v_dim)
+        *(uint32_t *)(void *)(row + 16 * n) =
+            pack(state.sum[m][n][2 * half] * factor, state.sum[m][n][2 * half + 1] * factor);
+    if (s.lse && lane_column() == 0)
+      ((float *)(void *)s.lse)[i * s.lse_row] = total == 0 ? -INFINITY : largest * unit * LN_2 + logf(total);
   }
 }
 

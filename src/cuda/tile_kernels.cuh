@@ -3,9 +3,9 @@
 #include "tile_forward.cuh"
 #include "entry.h"
 
-#define TILE_ENTRIES(width, tiles, chunks)                                                                             \
-  ENTRY(tile_forward_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {tiles, chunks, false}); }                      \
-  ENTRY(tile_forward_general_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {tiles, chunks, true}); }
+#define TILE_ENTRIES(width, chunks)                                                                                    \
+  ENTRY(tile_forward_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, 8, false}); }                          \
+  ENTRY(tile_forward_general_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, 4, true}); }
 
-TILE_ENTRIES(narrow, 2, 1)
-TILE_ENTRIES(wide, 1, 2)
+TILE_ENTRIES(narrow, 1)
+TILE_ENTRIES(wide, 2)

@@ -109,6 +109,7 @@ ENTRY_POINT cuLibraryGetKernel(void **kernel, void *, const char *name) {
       if (!strcmp(list.kernels[i].name, name)) return *kernel = const_cast<fake_kernel *>(list.kernels + i), OK;
   return NOT_FOUND;
 }
+ENTRY_POINT cuKernelSetAttribute(int, int, void *, int) { return 0; }
 ENTRY_POINT cuKernelGetFunction(void **function, void *kernel) {
   return *function = kernel, stack.empty() ? NO_CONTEXT : OK;
 }

@@ -130,6 +130,17 @@ const void *emulate_exchange(const void *mine, size_t size) {
 
 void emulate_block_barrier(void) { arrive(block_meeting); }
 
+bool emulate_block_any(bool x) {
+  static bool flags[2];
+  bool &any = flags[block_meeting.generation >> 1 & 1]; /* another than that of a call right before or after */
+  any |= x;
+  arrive(block_meeting);
+  bool result = any;
+  arrive(block_meeting);
+  any = false;
+  return result;
+}
+
 float emulate_f16_to_f32(uint32_t low_half) { return attend_f32_from_f16((uint16_t)low_half); }
 uint32_t emulate_f32_to_f16(float x) { return attend_f16_from_f32(x); }
 uint32_t emulate_f32_to_bf16(float x) { return attend_bf16_from_f32(x); }

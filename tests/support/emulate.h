@@ -42,6 +42,7 @@ extern emulate_builtin emulate_now; /* of the lane that runs */
 #define KERNEL
 #define UNROLLED
 #define UNROLLED_BY_4
+#define DYNAMIC_SHARED(name) alignas(128) static char name[227 * 1024]
 
 /* Run `lane` once for every thread of every block. Aborts with a message on a deadlock. */
 void emulate(dim3 grid, dim3 block, const std::function<void()> &lane);
@@ -49,6 +50,7 @@ void emulate(dim3 grid, dim3 block, const std::function<void()> &lane);
 /* The lane's operands are deposited, all lanes of its warp (or block) arrive, and every lane may read all deposits. */
 const void *emulate_exchange(const void *mine, size_t size); /* returns [32] deposits, each at a multiple of 64 bytes */
 void emulate_block_barrier(void);
+bool emulate_block_any(bool x);
 
 template <class T> static inline T emulate_from(const void *deposits, int lane) {
   T x;
@@ -72,6 +74,8 @@ WORD uint32_t word_bits_from_f32(float f) {
   return x;
 }
 WORD float word_exp2(float x) { return exp2f(x); }
+WORD float word_max(float a, float b) { return fmaxf(a, b); }
+WORD float word_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 WORD float word_log2(float x) { return log2f(x); }
 WORD float word_reciprocal(float x) { return 1 / x; }
 WORD uint32_t word_shuffle(uint32_t x, int lane) { return emulate_from<uint32_t>(emulate_exchange(&x, 4), lane); }
@@ -88,6 +92,7 @@ WORD uint32_t word_ballot(bool x) {
 WORD bool word_any(bool x) { return word_ballot(x) != 0; }
 WORD void word_sync_warp(void) { (void)word_ballot(true); }
 WORD void word_sync_block(void) { emulate_block_barrier(); }
+WORD bool word_sync_block_any(bool x) { return emulate_block_any(x); }
 WORD void __syncthreads(void) { emulate_block_barrier(); }
 
 WORD uint32_t word_permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
