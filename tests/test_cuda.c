@@ -176,7 +176,7 @@ static int gpu_kernels(attend_direction direction, attend_dtype dtype, attend_ke
 
 /* ---- Random problems -------------------------------------------------------------------------------------------- */
 
-/* Two problems in three are of the sizes that the kernels for short sequences and for decoding take. */
+/* Two problems in three are of the sizes that the kernels for short sequences, for decoding and in tiles take. */
 static problem_spec spec_of(uint64_t seed, attend_dtype dtype, attend_direction direction) {
   problem_spec s = random_spec(seed, dtype, direction);
   uint64_t state = seed ^ 0xC0DA;
@@ -200,6 +200,19 @@ static problem_spec spec_of(uint64_t seed, attend_dtype dtype, attend_direction 
     s.batch = 1 + (int64_t)(draw >> 40) % 2;
     s.plain_layout = draw >> 14 & 1;
     if (draw >> 15 & 1) s.dropout = 0;
+  } else if (seed % 3 == 2) { /* several tiles of queries and of keys */
+    s.form = s.form == FORM_PAGED ? FORM_DENSE : s.form;
+    s.ragged_q = s.form == FORM_RAGGED;
+    s.q_len = 1 + (int64_t)(draw >> 8) % 300;
+    s.k_len = draw >> 12 & 1 ? s.q_len : 1 + (int64_t)(draw >> 16) % 300;
+    s.head_dim = draw >> 13 & 1 ? 64 : 8 * (1 + (int64_t)(draw >> 24) % 16);
+    s.v_dim = draw >> 14 & 3 ? s.head_dim : 8 * (1 + (int64_t)(draw >> 32) % 16);
+    s.batch = 1 + (int64_t)(draw >> 40) % 2;
+    s.kv_heads = 1, s.heads = 1 + (int64_t)(draw >> 44) % 2;
+    s.plain_layout = draw >> 16 & 3;
+    if (draw >> 18 & 1) s.mask_rank = s.bias = s.alibi = s.sink = 0, s.dropout = s.options.softcap = 0;
+    if (draw >> 19 & 3) s.d_bias = s.d_sink = false;
+    s.d_q = s.d_q || !(s.d_k || s.d_v || s.d_bias || s.d_sink);
   }
   s.one_key_head = s.one_key_head && s.form == FORM_DENSE;
   if (direction == ATTEND_FORWARD && seed % 7 == 0) { /* only math serves these */

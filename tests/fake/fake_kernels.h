@@ -46,4 +46,11 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
   FAKE_NAMED(tile_forward_narrow_##type), FAKE_NAMED(tile_forward_wide_##type),                                        \
       FAKE_NAMED(tile_forward_general_narrow_##type), FAKE_NAMED(tile_forward_general_wide_##type)
 
+#define FAKES_TILE_BACKWARD(type)                                                                                      \
+  FAKE_NAMED(tile_backward_delta_##type), FAKE_NAMED(tile_backward_keys_narrow_##type),                                \
+      FAKE_NAMED(tile_backward_keys_general_narrow_##type), FAKE_NAMED(tile_backward_queries_narrow_##type),           \
+      FAKE_NAMED(tile_backward_queries_general_narrow_##type), FAKE_NAMED(tile_backward_keys_wide_##type),             \
+      FAKE_NAMED(tile_backward_keys_general_wide_##type), FAKE_NAMED(tile_backward_queries_wide_##type),               \
+      FAKE_NAMED(tile_backward_queries_general_wide_##type)
+
 #endif

@@ -6,8 +6,10 @@
 #include "cuda/short_f16.cu"
 #include "cuda/decode_f16.cu"
 #include "cuda/tile_f16.cu"
+#include "cuda/tile_backward_f16.cu"
 
 fake_kernels fake_kernels_f16() {
-  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f16), FAKES_SHORT(f16), FAKES_DECODE(f16), FAKES_TILE(f16)};
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f16), FAKES_SHORT(f16), FAKES_DECODE(f16), FAKES_TILE(f16),
+                                        FAKES_TILE_BACKWARD(f16)};
   return {kernels, sizeof kernels / sizeof *kernels};
 }
