@@ -247,6 +247,47 @@ static double copy_bandwidth(double scale) {
   return 2 * (double)c.bytes / milliseconds * 1e-6;
 }
 
+/* A kernel that only reads: 32 KB a block, 8 loads of 16 bytes a thread, xor so that none is left out. */
+static const char read_text[] =
+    ".version 7.0\n.target sm_80\n.address_size 64\n"
+    ".visible .entry read_all(.param .u64 from) {\n"
+    ".reg .pred p; .reg .b32 n, x<32>; .reg .b64 at, offset;\n"
+    "ld.param.u64 at, [from]; mov.u32 n, %ctaid.x; mul.wide.u32 offset, n, 32768; add.u64 at, at, offset;\n"
+    "mov.u32 n, %tid.x; mul.wide.u32 offset, n, 16; add.u64 at, at, offset;\n"
+#define READ(a, b, c, d, bytes) "ld.global.v4.u32 {x" #a ", x" #b ", x" #c ", x" #d "}, [at+" #bytes "];\n"
+    READ(0, 1, 2, 3, 0) READ(4, 5, 6, 7, 4096) READ(8, 9, 10, 11, 8192) READ(12, 13, 14, 15, 12288)
+        READ(16, 17, 18, 19, 16384) READ(20, 21, 22, 23, 20480) READ(24, 25, 26, 27, 24576) READ(28, 29, 30, 31, 28672)
+#undef READ
+#define FOLD(n) "xor.b32 x0, x0, x" #n ";\n"
+            FOLD(1) FOLD(2) FOLD(3) FOLD(4) FOLD(5) FOLD(6) FOLD(7) FOLD(8) FOLD(9) FOLD(10) FOLD(11) FOLD(12) FOLD(13)
+                FOLD(14) FOLD(15) FOLD(16) FOLD(17) FOLD(18) FOLD(19) FOLD(20) FOLD(21) FOLD(22) FOLD(23) FOLD(24)
+                    FOLD(25) FOLD(26) FOLD(27) FOLD(28) FOLD(29) FOLD(30) FOLD(31)
+#undef FOLD
+                        "setp.eq.u32 p, x0, 0x9E3779B9; @p st.global.u32 [at], x0;\nret;\n}\n";
+enum { READ_BYTES = 32768, READ_THREADS = 256 };
+
+static void read_all(void *context, int number) {
+  copying *c = context;
+  (void)number;
+  must(cuda_launch(c->to, (int64_t)(c->bytes / READ_BYTES), READ_THREADS, &c->from, NULL));
+}
+
+/* 0 where a kernel from PTX cannot be loaded, as with tests/fake. */
+static double read_bandwidth(double scale) {
+  const cuda_driver *library_driver = cuda_driver_get(NULL);
+  void *library, *kernel, *function;
+  if (library_driver->library_load(&library, read_text, NULL, NULL, 0, NULL, NULL, 0) ||
+      library_driver->library_kernel(&kernel, library, "read_all") ||
+      library_driver->kernel_function(&function, kernel))
+    return 0;
+  copying c = {.to = kernel, .bytes = ((size_t)(2e9 * scale) / READ_BYTES + 1) * READ_BYTES};
+  c.from = device_memory(c.bytes);
+  median_time(read_all, &c, 2);
+  double milliseconds = median_time(read_all, &c, 10);
+  cuda_release(0, c.from);
+  return (double)c.bytes / milliseconds * 1e-6;
+}
+
 static void time_case(timing_case c, attend_direction direction, double scale, double ceiling) {
   static input_set sets[MOST_SETS];
   if (scale < 1) c.batch = 1, c.k_len = c.k_len < 64 ? c.k_len : 64, c.q_len = c.q_len < 64 ? c.q_len : 64;
@@ -298,8 +339,9 @@ int main(int argc, char **argv) {
   cuda_scope scope;
   must(cuda_enter(0, &scope));
   double ceiling = copy_bandwidth(scale);
-  printf("%s, compute capability %d.%d, copy %.0f GB/s\n\n%-22s %-9s %-30s %10s %8s %7s %9s\n", gpu.name,
-         (int)gpu.major, (int)gpu.minor, ceiling, "case", "direction", "kernel", "us", "GB/s", "of copy", "TFLOP/s");
+  printf("%s, compute capability %d.%d, copy %.0f GB/s, read %.0f GB/s\n\n%-22s %-9s %-30s %10s %8s %7s %9s\n",
+         gpu.name, (int)gpu.major, (int)gpu.minor, ceiling, read_bandwidth(scale), "case", "direction", "kernel", "us",
+         "GB/s", "of copy", "TFLOP/s");
   for (int i = 0; i < CASES; i++)
     for (attend_direction d = ATTEND_FORWARD; d <= ATTEND_BACKWARD; d++)
       if (strstr(cases[i].name, only) && (d == ATTEND_FORWARD || cases[i].q_len > 1))

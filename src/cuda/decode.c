@@ -38,9 +38,9 @@ static const char *refusal(const attend_problem *p) {
     aligned = aligned && p->layout[ids[i]].col == 1 && p->layout[ids[i]].alignment % ROW_BYTES == 0;
   if (!aligned) return "rows that are not made of aligned 16-byte words";
   if (p->q_len < 1 || p->k_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
-  int64_t blocks = decode_most_parts(p->k_len) * decode_row_tiles(p);
-  if (p->k_len > INT32_MAX || p->batch * p->kv_heads > INT32_MAX / blocks / decode_rows(p))
-    return "more than 2^31 parts";
+  int64_t blocks = decode_most_parts(p) * decode_row_tiles(p);
+  if (p->k_len > DECODE_MOST_KEYS) return "more than 2^30 keys";
+  if (p->batch * p->kv_heads > INT32_MAX / blocks / decode_rows(p)) return "more than 2^31 parts";
   return NULL;
 }
 
@@ -59,28 +59,28 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
   }
   choice->tile_q = decode_rows(p);
   choice->tile_k = DECODE_KEYS;
-  choice->splits = decode_most_parts(p->k_len);
+  choice->splits = decode_most_parts(p);
   choice->alignment = ROW_BYTES;
   choice->state = kernels[p->type];
   if (choice->splits > 1)
-    choice->workspace_bytes = (size_t)(p->batch * p->kv_heads * decode_row_tiles(p) * choice->splits * decode_rows(p) *
-                                       decode_part_reals(p)) *
-                              sizeof(float);
+    choice->workspace_bytes =
+        (size_t)(decode_tiles(p) * choice->splits * decode_rows(p) * decode_part_reals(p)) * sizeof(float);
   return true;
 }
 
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace};
+  decode_shape shape = {(uint32_t)(p->heads / p->kv_heads), (uint32_t)decode_row_tiles(p), (uint32_t)decode_limit(p),
+                        (uint32_t)choice->splits};
+  cuda_call call = {*p, *o, workspace, shape};
   void *const *entries = choice->state;
   int entry = (decode_rows(p) == 8 ? NARROW_8 : NARROW_16) + (widest(p) > 64) + (is_general(p) ? GENERAL : 0);
-  int64_t tiles = p->batch * p->kv_heads * decode_row_tiles(p);
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
-  if (!status) status = cuda_launch(entries[entry], tiles * choice->splits, 32 * DECODE_WARPS, &call, stream);
+  if (!status) status = cuda_launch(entries[entry], decode_tiles(p) * choice->splits, 32 * DECODE_WARPS, &call, stream);
   if (!status && choice->splits > 1)
-    status = cuda_launch(entries[MERGE], tiles * decode_rows(p), 32 * DECODE_WARPS, &call, stream);
+    status = cuda_launch(entries[MERGE], decode_tiles(p) * decode_rows(p), 32 * DECODE_WARPS, &call, stream);
   cuda_leave(&scope);
   return status;
 }

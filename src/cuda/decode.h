@@ -2,11 +2,8 @@
 /* A few queries over many keys, f16 and bf16: what host and kernels share.
  *
  * The queries of the heads that share a head of K are the rows of one tile: row r is query r % q_len of head r / q_len.
- * A sequence is cut into parts by its own length alone, so that its bits do not depend on what else is in the batch:
- *
- *   keys of the sequence      keys of a part
- *   up to 16384               512
- *   more                      2048
+ * A sequence is cut into parts by its own shape alone, so that its bits do not depend on what else is in the batch: of
+ * DECODE_SMALLEST_PART keys, or more where that would be more than DECODE_MOST_BLOCKS blocks for all heads of K.
  *
  * One block reads a part; its warps take 16 keys in turn. */
 #ifndef ATTEND_CUDA_DECODE_H
@@ -17,28 +14,38 @@
 enum {
   DECODE_WARPS = 4,
   DECODE_KEYS = 16, /* of a warp at a time */
-  DECODE_SHORT_PART = 512,
-  DECODE_LONG_PART = 2048,
-  DECODE_LONG = 16384,
+  DECODE_AHEAD = 1, /* V is on its way for so many steps ahead, K for one more */
+  DECODE_SMALLEST_PART = 256,
+  DECODE_MOST_BLOCKS = 512,   /* of a sequence */
+  DECODE_MOST_KEYS = 1 << 30, /* indices of keys stay within 32 bits */
   DECODE_MOST_QUERIES = 16,
   DECODE_MOST_COLUMNS = 128
 };
 
-ATTEND_INLINE int64_t decode_part(int64_t k_len) { return k_len > DECODE_LONG ? DECODE_LONG_PART : DECODE_SHORT_PART; }
-ATTEND_INLINE int64_t decode_parts(int64_t k_len) {
-  int64_t part = decode_part(k_len), parts = (k_len + part - 1) / part;
-  return parts < 1 ? 1 : parts;
-}
-/* The most parts that a sequence of at most k_len keys can have. */
-ATTEND_INLINE int64_t decode_most_parts(int64_t k_len) {
-  int64_t parts = decode_parts(k_len), shorter = DECODE_LONG / DECODE_SHORT_PART;
-  return k_len > DECODE_LONG && parts < shorter ? shorter : parts;
-}
 ATTEND_INLINE int64_t decode_rows(const attend_problem *p) { return p->heads / p->kv_heads * p->q_len <= 8 ? 8 : 16; }
 ATTEND_INLINE int64_t decode_row_tiles(const attend_problem *p) {
   return (p->heads / p->kv_heads * p->q_len + decode_rows(p) - 1) / decode_rows(p);
 }
-/* Reals that a part leaves for a row: sum, largest, and the output before division. */
-ATTEND_INLINE int64_t decode_part_reals(const attend_problem *p) { return p->v_dim + 2; }
+/* The most parts of a sequence, however long, and of sequences of at most p->k_len keys. */
+ATTEND_INLINE int64_t decode_limit(const attend_problem *p) {
+  int64_t limit = DECODE_MOST_BLOCKS / (p->kv_heads * decode_row_tiles(p));
+  return limit < 1 ? 1 : limit;
+}
+ATTEND_INLINE int64_t decode_most_parts(const attend_problem *p) {
+  int64_t limit = decode_limit(p), parts = (p->k_len + DECODE_SMALLEST_PART - 1) / DECODE_SMALLEST_PART;
+  return parts < 1 ? 1 : parts < limit ? parts : limit;
+}
+/* Keys of a part. */
+ATTEND_INLINE uint32_t decode_part(uint32_t limit, uint32_t k_len) {
+  uint32_t step = DECODE_KEYS * DECODE_WARPS, part = ((k_len + limit - 1) / limit + step - 1) / step * step;
+  return part > DECODE_SMALLEST_PART ? part : (uint32_t)DECODE_SMALLEST_PART;
+}
+ATTEND_INLINE uint32_t decode_parts(uint32_t limit, uint32_t k_len) {
+  uint32_t part = decode_part(limit, k_len);
+  return k_len <= part ? 1 : (k_len + part - 1) / part;
+}
+/* Reals that a part leaves for a row: sum, largest, two unused, and the output before division. */
+ATTEND_INLINE int64_t decode_part_reals(const attend_problem *p) { return p->v_dim + 4; }
+ATTEND_INLINE int64_t decode_tiles(const attend_problem *p) { return p->batch * p->kv_heads * decode_row_tiles(p); }
 
 #endif

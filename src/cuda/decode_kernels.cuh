@@ -8,7 +8,7 @@
   ENTRY(decode_general_##name, 32 * DECODE_WARPS, 2) { decode(call, {groups, chunks, true}); }
 
 DECODE_ENTRIES(8_narrow, 1, 1, 4)
-DECODE_ENTRIES(8_wide, 1, 2, 3)
+DECODE_ENTRIES(8_wide, 1, 2, 4)
 DECODE_ENTRIES(16_narrow, 2, 1, 2)
 DECODE_ENTRIES(16_wide, 2, 2, 2)
 ENTRY(decode_merge, 32 * DECODE_WARPS, 1) { decode_merge(call); }

@@ -78,7 +78,7 @@ static void launch(launcher *l, entry_id entry, int64_t blocks) {
 static attend_status run_forward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                                  const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace};
+  cuda_call call = {*p, *o, workspace, {0}};
   bool returns = attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES);
   if (attend_has(p, OPERAND_PROBS) && !attend_has(p, OPERAND_LSE)) {
     int64_t row_count = p->ragged_q ? p->q_total : p->q_len;
@@ -100,7 +100,7 @@ static attend_status run_forward(const attend_problem *p, const attend_choice *c
 static attend_status run_backward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                                   const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace};
+  cuda_call call = {*p, *o, workspace, {0}};
   cuda_scope scope;
   launcher l = {choice->state, &call, stream, cuda_enter(p->device.id, &scope)};
   int64_t pairs = p->batch * p->heads, q_tiles = tiles_of(p->q_len, EFFICIENT_QUERIES),

@@ -155,14 +155,23 @@ WORD uint4 word_load_once(const void *p) {
 /* The same where `valid`; else zeros, and nothing is read. Volatile: loads stay where they are written, early. */
 #define LOAD_IF(instruction)                                                                                           \
   uint4 r;                                                                                                             \
-  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n mov.u32 %0, 0;\n mov.u32 %1, 0;\n mov.u32 %2, 0;\n"         \
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n mov.u32 %0, 0;\n mov.u32 %1, 0;\n mov.u32 %2, 0;\n"        \
                " mov.u32 %3, 0;\n @p " instruction " {%0,%1,%2,%3}, [%4];\n}"                                          \
-               : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)                                                         \
+               : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)                                                        \
                : "l"(p), "r"((uint32_t)valid));                                                                        \
   return r
 WORD uint4 word_load_once_if(const void *p, bool valid) { LOAD_IF("ld.global.nc.L1::no_allocate.v4.u32"); }
 WORD uint4 word_load_if(const void *p, bool valid) { LOAD_IF("ld.global.nc.v4.u32"); }
 #undef LOAD_IF
+/* A signed integer of 4 or (wide) 8 bytes where `valid`, else 0; without a branch, so that several are under way. */
+WORD int64_t word_load_index_if(const void *p, bool wide, bool valid) {
+  int64_t x;
+  asm volatile("{\n .reg .pred n, w;\n setp.ne.u32 n, %2, 0;\n setp.ne.u32 w, %3, 0;\n mov.b64 %0, 0;\n"
+               " @n ld.global.nc.s32 %0, [%1];\n @w ld.global.nc.s64 %0, [%1];\n}"
+               : "=&l"(x)
+               : "l"(p), "r"((uint32_t)(valid && !wide)), "r"((uint32_t)(valid && wide)));
+  return x;
+}
 /* The same for data that is read again soon. */
 WORD uint4 word_load(const void *p) {
   uint4 r;

@@ -47,7 +47,8 @@ WORD void slice_ragged(const attend_problem &p, const attend_operands &o, operan
 WORD attend_slice slice_make(const attend_problem &p, const attend_operands &o, int64_t b, int64_t h,
                              int64_t &key_rows) {
   attend_slice s = {};
-  s.b = b, s.h = h, s.kv_head = h / (p.heads / p.kv_heads), s.q_len = p.q_len, s.k_len = p.k_len;
+  s.b = b, s.h = h, s.kv_head = (uint32_t)h / ((uint32_t)p.heads / (uint32_t)p.kv_heads), s.q_len = p.q_len,
+  s.k_len = p.k_len;
   int64_t q_first = 0, k_first = 0, q_batch = b, k_batch = b;
   if (p.ragged_q) {
     slice_ragged(p, o, OPERAND_Q_OFFSETS, b, p.q_total, p.q_len, q_first, s.q_len);

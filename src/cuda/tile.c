@@ -68,7 +68,7 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace};
+  cuda_call call = {*p, *o, workspace, {0}};
   void *const *entries = choice->state;
   int entry = (is_wide(p) ? WIDE : NARROW) + (is_general(p) ? GENERAL : 0);
   cuda_scope scope;

@@ -84,7 +84,7 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace};
+  cuda_call call = {*p, *o, workspace, {0}};
   void *const *entries = choice->state;
   int variant = (is_wide(p) ? KEYS_WIDE : KEYS_NARROW) + (is_general(p) ? GENERAL : 0);
   unsigned threads = (unsigned)(32 * warps_of(p));

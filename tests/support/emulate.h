@@ -132,6 +132,9 @@ WORD uint4 word_load(const void *p) {
   memcpy(&r, p, 16);
   return r;
 }
+WORD int64_t word_load_index_if(const void *p, bool wide, bool valid) {
+  return !valid ? 0 : wide ? *(const int64_t *)p : *(const int32_t *)p;
+}
 WORD uint4 word_load_once(const void *p) { return word_load(p); }
 WORD uint4 word_load_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD uint4 word_load_once_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
