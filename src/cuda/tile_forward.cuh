@@ -9,10 +9,9 @@
 
 #include "tile_shared.cuh"
 
-/* What an entry point fixes: chunks of 64 columns (1, 2), groups of 8 keys whose scores are in registers at a time (all 8 of
- * a tile; with all options, 4), and whether all options are there. On an H200, 4 for plain narrow heads is 20% slower. */
+/* What an entry point fixes: chunks of 64 columns (1, 2), and whether all options are there. */
 struct tile_kind {
-  int chunks, groups;
+  int chunks;
   bool general;
 };
 
@@ -38,35 +37,101 @@ WORD tile_range tile_range_of(const attend_problem &p, const attend_slice &s, in
   return r;
 }
 
-/* Scores of row (half) of a tile: -inf where the query may not see the key, all options applied where they are there.
- * Returns which are seen, bit 2n + e. */
-WORD uint32_t tile_hide(float c[8][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
-                        int64_t k0, const tile_kind kind) {
-  int64_t first = 0, last = 0;
-  uint32_t seen = 0;
-  if (i < s.q_len) attend_visible_range(&p, &s, i, &first, &last);
-  int from = (int)(first - k0), to = (int)(last - k0);
-  UNROLLED
-  for (int n = 0; n < kind.groups; n++) UNROLLED
-  for (int e = 0; e < 2; e++) {
-    float &x = c[n][2 * half + e];
-    int j = 8 * n + 2 * lane_column() + e;
-    bool sees = j >= from && j < to;
-    if (kind.general) {
-      sees = sees && unmasked(p, s, i, k0 + j);
-      if (sees) x = score_of(p, s, i, k0 + j, x).biased * LOG2_E;
-    }
-    if (sees) seen |= 1u << (2 * n + e);
-    x = sees ? x : -INFINITY;
+/* What the options add to the scores of row (half), in units of log 2. Each is a loop of its own, so that only those
+ * that are there cost anything. Returns which keys mask and bias allow, bit 2n + e. */
+WORD uint32_t tile_options(float c[8][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
+                           int64_t k0) {
+  const int t = lane_column();
+  uint32_t allowed = 0xFFFF;
+  float unit = (float)p.scale;
+  if (p.softcap > 0) {
+    float cap = (float)p.softcap;
+    UNROLLED
+    for (int n = 0; n < TILE_KEYS / 8; n++) UNROLLED
+    for (int e = 0; e < 2; e++) c[n][2 * half + e] = cap * tanhf(c[n][2 * half + e] * unit / cap);
+    unit = 1;
   }
+  UNROLLED
+  for (int n = 0; n < TILE_KEYS / 8; n++) UNROLLED
+  for (int e = 0; e < 2; e++) c[n][2 * half + e] *= unit * LOG2_E;
+  if (i >= s.q_len) return allowed;
+  int keys = s.k_len - k0 < TILE_KEYS ? (int)(s.k_len - k0) : TILE_KEYS;
+  if (s.slope != 0) {
+    int64_t distance = i + s.off - k0 - 2 * t;
+    UNROLLED
+    for (int n = 0; n < TILE_KEYS / 8; n++) UNROLLED
+    for (int e = 0; e < 2; e++) {
+      int64_t d = distance - 8 * n - e;
+      c[n][2 * half + e] -= (float)s.slope * LOG2_E * (float)(d < 0 ? -d : d);
+    }
+  }
+  if (s.bias.data) {
+    attend_type type = p.layout[OPERAND_BIAS].type;
+    int64_t at = i * s.bias.row + (k0 + 2 * t) * s.bias.col;
+    bool words = type == ELEMENT && s.bias.col == 1 && !(((uintptr_t)s.bias.data + 2 * at) & 3) && keys == TILE_KEYS;
+    UNROLLED
+    for (int n = 0; n < TILE_KEYS / 8; n++) {
+      float y[2] = {};
+      if (words) {
+        uint32_t pair = *(const uint32_t *)(const void *)(s.bias.data + 2 * (at + 8 * n));
+        y[0] = half_of(pair, false), y[1] = half_of(pair, true);
+      } else
+        for (int e = 0; e < 2; e++)
+          if (8 * n + 2 * t + e < keys) y[e] = load_any(s.bias.data, at + (8 * n + e) * s.bias.col, type);
+      UNROLLED
+      for (int e = 0; e < 2; e++) {
+        c[n][2 * half + e] = word_multiply_add(y[e], LOG2_E, c[n][2 * half + e]);
+        if (y[e] == -INFINITY) allowed &= ~(1u << (2 * n + e));
+      }
+    }
+  }
+  if (s.mask.data) {
+    const char *row = s.mask.data + i * s.mask.row + (k0 + 2 * t) * s.mask.col;
+    bool words = s.mask.col == 1 && !((uintptr_t)row & 1) && keys == TILE_KEYS;
+    UNROLLED
+    for (int n = 0; n < TILE_KEYS / 8; n++) {
+      uint32_t pair = 0;
+      if (words)
+        pair = *(const uint16_t *)(const void *)(row + 8 * n);
+      else
+        for (int e = 0; e < 2; e++)
+          if (8 * n + 2 * t + e < keys) pair |= (uint32_t)(row[(8 * n + e) * s.mask.col] != 0) << 8 * e;
+      if (!(pair & 0xFF)) allowed &= ~(1u << (2 * n));
+      if (!(pair >> 8)) allowed &= ~(2u << (2 * n));
+    }
+  }
+  return allowed;
+}
+
+/* Scores of row (half) that the query may not see become -inf. `inside`: it sees all of these keys, but for mask and
+ * bias. Returns which it sees, bit 2n + e. */
+WORD uint32_t tile_hide(float c[8][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
+                        int64_t k0, bool inside, const bool general) {
+  uint32_t seen = general ? tile_options(c, half, p, s, i, k0) : 0xFFFF;
+  if (!inside) {
+    int64_t first = 0, last = 0;
+    if (i < s.q_len) attend_visible_range(&p, &s, i, &first, &last);
+    int from = (int)(first - k0), to = (int)(last - k0);
+    UNROLLED
+    for (int n = 0; n < TILE_KEYS / 8; n++) UNROLLED
+    for (int e = 0; e < 2; e++) {
+      int j = 8 * n + 2 * lane_column() + e;
+      if (j < from || j >= to) seen &= ~(1u << (2 * n + e));
+    }
+  }
+  if (inside && !s.mask.data && !s.bias.data) return seen;
+  UNROLLED
+  for (int n = 0; n < TILE_KEYS / 8; n++) UNROLLED
+  for (int e = 0; e < 2; e++)
+    if (!(seen >> (2 * n + e) & 1)) c[n][2 * half + e] = -INFINITY;
   return seen;
 }
 
 /* Weights of what is dropped become 0: a draw serves 32 keys. */
 WORD void tile_drop(float c[8][4], const int half, const attend_problem &p, const attend_slice &s, int64_t i,
-                    int64_t k0, const tile_kind kind) {
+                    int64_t k0) {
   UNROLLED
-  for (int part = 0; part < kind.groups / 4; part++) {
+  for (int part = 0; part < TILE_KEYS / 32; part++) {
     int64_t number = 4 * ((k0 >> 5) + part) + lane_column();
     uint32_t counter[4] = {(uint32_t)number, (uint32_t)(number >> 32), (uint32_t)i, (uint32_t)(i >> 32)}, word[4];
     attend_philox(counter, s.dropout_key, word);
@@ -104,10 +169,10 @@ WORD void tile_spare(float sum[2][4], const uint32_t positive[4], const uint32_t
   }
 }
 
-/* The keys of a tile from row `row` on, of which the first is key k0, for one warp. q: the fragments of its queries, of
+/* The keys of a tile, of which the first is key k0, for one warp. q: the fragments of its queries, of
  * narrow heads only. */
 WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32_t q[2][4][4], char *queries, char *k,
-                    char *v, int row, int64_t q0, int64_t k0, bool inside, const bool careful, tile_state &state,
+                    char *v, int64_t q0, int64_t k0, bool inside, const bool careful, tile_state &state,
                     const tile_kind kind) {
   const int warp_row = (int)(threadIdx.x >> 5) * TILE_ROWS;
   const float unit = kind.general ? 1 : (float)p.scale * LOG2_E;
@@ -122,9 +187,9 @@ WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32
       else
         tile_a(a[m], queries, warp_row + 16 * m, 2 * x, kind.chunks);
     UNROLLED
-    for (int n = 0; n < kind.groups / 2; n++) {
+    for (int n = 0; n < TILE_KEYS / 16; n++) {
       uint32_t b[4];
-      tile_b_transposed(b, k, row + 16 * n, 2 * x, kind.chunks);
+      tile_b_transposed(b, k, 16 * n, 2 * x, kind.chunks);
       UNROLLED
       for (int m = 0; m < 2; m++) {
         multiply(c[m][2 * n], a[m], b[0], b[1]);
@@ -133,39 +198,43 @@ WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32
     }
   }
   uint32_t seen[2][2] = {{0xFFFF, 0xFFFF}, {0xFFFF, 0xFFFF}};
+  float rescale[2][2];
+  bool changed = false;
   UNROLLED
-  for (int m = 0; m < 2; m++) {
-    float rescale[2];
-    bool changed = false;
-    UNROLLED
-    for (int half = 0; half < 2; half++) {
-      int64_t i = q0 + 16 * m + 8 * half + lane_row();
-      if (kind.general || !inside) seen[m][half] = tile_hide(c[m], half, p, s, i, k0, kind);
-      float before = state.largest[m][half], most = before, part = 0;
-      UNROLLED
-      for (int n = 0; n < kind.groups; n++) most = word_max(word_max(c[m][n][2 * half], c[m][n][2 * half + 1]), most);
-      most = quad_max(most);
-      float shift = most == -INFINITY ? 0 : most * unit;
-      rescale[half] = before == most ? 1 : word_exp2(before * unit - shift);
-      changed |= before != most;
-      state.largest[m][half] = most;
-      UNROLLED
-      for (int n = 0; n < kind.groups; n++) UNROLLED
-      for (int e = 0; e < 2; e++) {
-        float &x = c[m][n][2 * half + e];
-        part += x = word_exp2(word_multiply_add(x, unit, -shift));
-      }
-      state.total[m][half] = state.total[m][half] * rescale[half] + part;
-      if (kind.general && p.dropout_threshold) tile_drop(c[m], half, p, s, i, k0, kind);
-    }
-    if (word_any(changed)) {
-      UNROLLED
-      for (int n = 0; n < 8 * kind.chunks; n++) UNROLLED
-      for (int e = 0; e < 4; e++) state.sum[m][n][e] *= rescale[e / 2];
-    }
+  for (int m = 0; m < 2; m++) UNROLLED
+  for (int half = 0; half < 2; half++) {
+    int64_t i = q0 + 16 * m + 8 * half + lane_row();
+    if (kind.general || !inside) seen[m][half] = tile_hide(c[m], half, p, s, i, k0, inside, kind.general);
   }
   UNROLLED
-  for (int x = 0; x < kind.groups / 2; x++) {
+  for (int m = 0; m < 2; m++) UNROLLED
+  for (int half = 0; half < 2; half++) {
+    int64_t i = q0 + 16 * m + 8 * half + lane_row();
+    float before = state.largest[m][half], most = before, part = 0;
+    UNROLLED
+    for (int n = 0; n < TILE_KEYS / 8; n++) most = word_max(word_max(c[m][n][2 * half], c[m][n][2 * half + 1]), most);
+    most = quad_max(most);
+    float shift = most == -INFINITY ? 0 : most * unit;
+    rescale[m][half] = before == most ? 1 : word_exp2(before * unit - shift);
+    changed |= before != most;
+    state.largest[m][half] = most;
+    UNROLLED
+    for (int n = 0; n < TILE_KEYS / 8; n++) UNROLLED
+    for (int e = 0; e < 2; e++) {
+      float &x = c[m][n][2 * half + e];
+      part += x = word_exp2(word_multiply_add(x, unit, -shift));
+    }
+    state.total[m][half] = state.total[m][half] * rescale[m][half] + part;
+    if (kind.general && p.dropout_threshold) tile_drop(c[m], half, p, s, i, k0);
+  }
+  if (kind.chunks == 2 || word_any(changed)) { /* wide heads: the branch costs more than it saves */
+    UNROLLED
+    for (int m = 0; m < 2; m++) UNROLLED
+    for (int n = 0; n < 8 * kind.chunks; n++) UNROLLED
+    for (int e = 0; e < 4; e++) state.sum[m][n][e] *= rescale[m][e / 2];
+  }
+  UNROLLED
+  for (int x = 0; x < TILE_KEYS / 16; x++) {
     uint32_t a[2][4], positive[2][4], zero[2][4];
     UNROLLED
     for (int m = 0; m < 2; m++) {
@@ -184,7 +253,7 @@ WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32
     UNROLLED
     for (int n = 0; n < 4 * kind.chunks; n++) {
       uint32_t b[4];
-      tile_b(b, v, row + 16 * x, 2 * n, kind.chunks);
+      tile_b(b, v, 16 * x, 2 * n, kind.chunks);
       if (careful) {
         UNROLLED
         for (int m = 0; m < 2; m++) tile_spare(state.sum[m] + 2 * n, positive[m], zero[m], b);
@@ -241,12 +310,9 @@ WORD bool tile_keys(const attend_problem &p, const attend_slice &s, char *querie
       tile_copy(other + bytes, TILE_KEYS, s.v.data + 2 * next * s.v.row, s.v.row, s.k_len - next, v_dim, kind.chunks);
     }
     word_copy_commit();
-    for (int row = 0; row < TILE_KEYS; row += 8 * kind.groups) {
-      int64_t from = k0 + row, to = from + 8 * kind.groups;
-      if (from >= range.seen_last || to <= range.seen_first) continue;
-      bool inside = from >= range.all_first && to <= range.all_last;
-      tile_step(p, s, q, queries, k, k + bytes, row, q0, from, inside, careful, state, kind);
-    }
+    if (k0 >= range.seen_last || next <= range.seen_first) continue;
+    bool inside = k0 >= range.all_first && next <= range.all_last;
+    tile_step(p, s, q, queries, k, k + bytes, q0, k0, inside, careful, state, kind);
   }
   float sum = 0;
   UNROLLED

@@ -4,8 +4,8 @@
 #include "entry.h"
 
 #define TILE_ENTRIES(width, chunks)                                                                                    \
-  ENTRY(tile_forward_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, 8, false}); }                          \
-  ENTRY(tile_forward_general_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, 4, true}); }
+  ENTRY(tile_forward_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, false}); }                             \
+  ENTRY(tile_forward_general_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, true}); }
 
 TILE_ENTRIES(narrow, 1)
 TILE_ENTRIES(wide, 2)
