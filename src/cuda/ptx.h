@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #define WORD static __device__ __forceinline__
+#define OUTLINED static __device__ __noinline__
 #define KERNEL extern "C" __global__
 #define UNROLLED _Pragma("unroll")
 #define UNROLLED_BY_4 _Pragma("unroll 4")

@@ -39,9 +39,18 @@ static bool is_general(const attend_problem *p) {
 }
 
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
-static int64_t warps_of(const attend_problem *p) { return is_wide(p) ? GRADIENT_WARPS_WIDE : GRADIENT_WARPS_NARROW; }
 static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
-static int64_t rows_of(const attend_problem *p) { return 16 * warps_of(p); }
+
+/* Of a block that owns keys, or queries. */
+static int64_t warps_of(const attend_problem *p, bool keys) {
+  if (is_wide(p)) return keys ? KEYS_WARPS_WIDE : QUERIES_WARPS_WIDE;
+  return keys ? KEYS_WARPS_NARROW : QUERIES_WARPS_NARROW;
+}
+static int64_t rows_of(const attend_problem *p, bool keys) {
+  int64_t tiles = keys ? KEYS_TILES_NARROW : QUERIES_TILES_NARROW;
+  if (is_wide(p)) tiles = keys ? KEYS_TILES_WIDE : QUERIES_TILES_WIDE;
+  return 16 * tiles * warps_of(p, keys);
+}
 
 static const char *refusal(const attend_problem *p) {
   static const operand_id ids[] = {OPERAND_Q,     OPERAND_K,   OPERAND_V,   OPERAND_OUT,
@@ -57,6 +66,7 @@ static const char *refusal(const attend_problem *p) {
   if (!aligned) return "rows that are not made of aligned 16-byte words";
   if (p->q_len < 1 || p->k_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
   int64_t longest = p->q_len > p->k_len ? p->q_len : p->k_len;
+  if (longest > 1 << 29) return "more than 2^29 queries or keys";
   return tiles_of(longest, 64) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
 }
 
@@ -73,7 +83,8 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
-  choice->tile_q = choice->tile_k = rows_of(p);
+  choice->tile_q = rows_of(p, false);
+  choice->tile_k = rows_of(p, true);
   choice->alignment = ROW_BYTES;
   choice->workspace_bytes =
       2 * sizeof(float) * (size_t)(p->batch * p->heads * tiles_of(p->q_len, GRADIENT_PAD) * GRADIENT_PAD);
@@ -87,18 +98,17 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   cuda_call call = {*p, *o, workspace, {0}};
   void *const *entries = choice->state;
   int variant = (is_wide(p) ? KEYS_WIDE : KEYS_NARROW) + (is_general(p) ? GENERAL : 0);
-  unsigned threads = (unsigned)(32 * warps_of(p));
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
   if (!status)
     status = cuda_launch(entries[DELTA], p->batch * p->heads * tiles_of(p->q_len, GRADIENT_PAD), GRADIENT_DELTA_THREADS,
                          &call, stream);
   if (!status && (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V)))
-    status =
-        cuda_launch(entries[variant], p->batch * p->kv_heads * tiles_of(p->k_len, rows_of(p)), threads, &call, stream);
+    status = cuda_launch(entries[variant], p->batch * p->kv_heads * tiles_of(p->k_len, rows_of(p, true)),
+                         (unsigned)(32 * warps_of(p, true)), &call, stream);
   if (!status && attend_has(p, OPERAND_D_Q))
-    status = cuda_launch(entries[variant + QUERIES_NARROW], p->batch * p->heads * tiles_of(p->q_len, rows_of(p)),
-                         threads, &call, stream);
+    status = cuda_launch(entries[variant + QUERIES_NARROW], p->batch * p->heads * tiles_of(p->q_len, rows_of(p, false)),
+                         (unsigned)(32 * warps_of(p, false)), &call, stream);
   cuda_leave(&scope);
   return status;
 }

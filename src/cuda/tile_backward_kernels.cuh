@@ -1,18 +1,22 @@
 /* SPDX-License-Identifier: MIT */
-/* The entry points of backward in tiles on tensor cores. */
+/* The entry points of backward in tiles on tensor cores. `blocks`: that fit on a multiprocessor. */
 #include "tile_backward.cuh"
 #include "entry.h"
 
-#define GRADIENT_ENTRIES(width, warps, tiles, chunks, blocks)                                                          \
-  ENTRY(tile_backward_keys_##width, 32 * (warps), blocks) { gradient_keys(call, {warps, tiles, chunks, false}); }      \
-  ENTRY(tile_backward_keys_general_##width, 32 * (warps), 1) { gradient_keys(call, {warps, tiles, chunks, true}); }    \
-  ENTRY(tile_backward_queries_##width, 32 * (warps), blocks) {                                                         \
-    gradient_queries(call, {warps, tiles, chunks, false});                                                             \
+#define GRADIENT_ENTRY(name, owner, warps, tiles, chunks, general, blocks)                                             \
+  OUTLINED void name##_again(const cuda_call &call, gradient_memory &memory) {                                         \
+    gradient_##owner(call, memory, true, {warps, tiles, chunks, general});                                             \
   }                                                                                                                    \
-  ENTRY(tile_backward_queries_general_##width, 32 * (warps), 1) {                                                      \
-    gradient_queries(call, {warps, tiles, chunks, true});                                                              \
+  ENTRY(name, 32 * (warps), blocks) {                                                                                  \
+    __shared__ gradient_memory memory;                                                                                 \
+    if (gradient_##owner(call, memory, false, {warps, tiles, chunks, general})) name##_again(call, memory);            \
   }
+#define GRADIENT_ENTRIES(owner, warps, tiles, chunks, width, blocks)                                                   \
+  GRADIENT_ENTRY(tile_backward_##owner##_##width, owner, warps, tiles, chunks, false, blocks)                          \
+  GRADIENT_ENTRY(tile_backward_##owner##_general_##width, owner, warps, tiles, chunks, true, blocks)
 
 ENTRY(tile_backward_delta, GRADIENT_DELTA_THREADS, 1) { gradient_delta(call); }
-GRADIENT_ENTRIES(narrow, GRADIENT_WARPS_NARROW, 1, 1, 1)
-GRADIENT_ENTRIES(wide, GRADIENT_WARPS_WIDE, 1, 2, 2)
+GRADIENT_ENTRIES(keys, KEYS_WARPS_NARROW, KEYS_TILES_NARROW, 1, narrow, KEYS_BLOCKS_NARROW)
+GRADIENT_ENTRIES(keys, KEYS_WARPS_WIDE, KEYS_TILES_WIDE, 2, wide, KEYS_BLOCKS_WIDE)
+GRADIENT_ENTRIES(queries, QUERIES_WARPS_NARROW, QUERIES_TILES_NARROW, 1, narrow, QUERIES_BLOCKS_NARROW)
+GRADIENT_ENTRIES(queries, QUERIES_WARPS_WIDE, QUERIES_TILES_WIDE, 2, wide, QUERIES_BLOCKS_WIDE)

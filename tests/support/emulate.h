@@ -39,6 +39,7 @@ extern emulate_builtin emulate_now; /* of the lane that runs */
 #define __shared__ static
 #define __launch_bounds__(...)
 #define WORD static inline
+#define OUTLINED static
 #define KERNEL
 #define UNROLLED
 #define UNROLLED_BY_4

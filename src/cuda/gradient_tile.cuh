@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT */
+/* What the two kernels of backward in tiles share: rows staged in shared memory and their products with the rows that a
+ * warp holds; scores, their gradients, and who sees whom; the gradients' way out. Included once for each element
+ * type. */
+#ifndef ATTEND_CUDA_GRADIENT_TILE_CUH
+#define ATTEND_CUDA_GRADIENT_TILE_CUH
+
+#include "fragment.cuh"
+#include "tile_backward.h"
+
+/* What an entry point fixes: warps of a block, tiles of 16 rows of a warp, chunks of 64 columns (1, 2), and whether all
+ * options are there. */
+struct gradient_kind {
+  int warps, tiles, chunks;
+  bool general;
+};
+
+enum { STAGE_UNITS = 512 /* of 16 bytes: 64 rows of 64 columns, or 32 of 128 */, GRADIENT_TILES = 2 };
+
+struct gradient_memory {
+  uint4 rows[2][2][STAGE_UNITS]; /* [stage][Q or K; dO or V] */
+  uint4 values[2][2][16];        /* [stage][lse; delta] of 64 queries */
+  int flags[8];
+};
+
+/* No query sees anything where lse is this: exp2(x - it) is 0, whatever x. */
+#define NO_LSE 3.0e38f
+
+WORD int staged_rows(const gradient_kind kind) { return 64 / kind.chunks; }
+
+/* ---- Staged rows ------------------------------------------------------------------------------------------------- */
+
+/* Units of 16 bytes, swizzled so that eight rows of a column of units touch all banks. */
+WORD int stage_at(int row, int unit, const gradient_kind kind) {
+  return unit / 8 * 8 * staged_rows(kind) + 8 * row + (unit % 8 ^ (row & 7));
+}
+
+/* Where a thread reads of one matrix: row tid / units and unit tid % units of the next stage. */
+struct gradient_stream {
+  const char *at;
+  int64_t row_bytes;
+  bool exists; /* the unit, in these rows */
+};
+
+WORD int stage_units(const gradient_kind kind) { return 8 * kind.chunks; }
+
+WORD gradient_stream stream_of(const attend_matrix &m, int first, int columns, const gradient_kind kind) {
+  int row = (int)threadIdx.x / stage_units(kind), unit = (int)threadIdx.x % stage_units(kind);
+  gradient_stream s = {m.data + 2 * ((first + row) * m.row + 8 * unit), 2 * m.row, 8 * unit < columns};
+  return s;
+}
+
+/* Copy a stage, of which `left` rows exist. */
+WORD void stage_copy(uint4 *to, const gradient_stream &s, int left, const gradient_kind kind) {
+  const int every = 32 * kind.warps / stage_units(kind);
+  int row = (int)threadIdx.x / stage_units(kind), unit = (int)threadIdx.x % stage_units(kind);
+  to += stage_at(row, unit, kind);
+  UNROLLED
+  for (int n = 0; n < staged_rows(kind) / every; n++)
+    word_copy_async(to + 8 * every * n, s.at + n * every * s.row_bytes, s.exists && row + every * n < left);
+}
+
+/* 16 rows from `first` on as operands A, one for each 16 columns. */
+WORD void operand_load(uint32_t a[8][4], const attend_matrix &m, int first, int end, int columns,
+                       const gradient_kind kind) {
+  UNROLLED
+  for (int x = 0; x < 4 * kind.chunks; x++) UNROLLED
+  for (int r = 0; r < 4; r++) {
+    int row = first + lane_row() + 8 * (r & 1);
+    int column = 16 * x + 8 * (r >> 1) + 2 * lane_column();
+    a[x][r] =
+        row < end && column < columns ? *(const uint32_t *)(const void *)(m.data + 2 * (row * m.row + column)) : 0;
+  }
+}
+
+/* c[tile] = rows of A x the staged rows at .. at + 7, over all columns. */
+WORD void stage_dots(float c[GRADIENT_TILES][4], const uint32_t a[GRADIENT_TILES][8][4], const uint4 *stage, int at,
+                     const gradient_kind kind) {
+  int lane = (int)threadIdx.x & 31;
+  UNROLLED
+  for (int m = 0; m < kind.tiles; m++) c[m][0] = c[m][1] = c[m][2] = c[m][3] = 0;
+  UNROLLED
+  for (int x = 0; x < 2 * kind.chunks; x++) {
+    uint32_t b[4];
+    word_load_matrices(b, stage + stage_at(at + (lane & 7), 4 * x + (lane >> 3), kind));
+    UNROLLED
+    for (int m = 0; m < kind.tiles; m++) {
+      multiply(c[m], a[m][2 * x], b[0], b[1]);
+      multiply(c[m], a[m][2 * x + 1], b[2], b[3]);
+    }
+  }
+}
+
+/* sum[tile][chunk] += A x the staged rows at .. at + 15. */
+WORD void stage_product(float sum[GRADIENT_TILES][2][8][4], const uint32_t a[GRADIENT_TILES][4],
+                        const uint32_t allowed[GRADIENT_TILES][4], const uint4 *stage, int at, const bool careful,
+                        const gradient_kind kind) {
+  int lane = (int)threadIdx.x & 31;
+  UNROLLED
+  for (int x = 0; x < kind.chunks; x++) {
+    block low, high;
+    UNROLLED
+    for (int n = 0; n < 8; n += 2) {
+      uint32_t b[4];
+      word_load_matrices_transposed(b, stage + stage_at(at + (lane & 15), 8 * x + n + (lane >> 4), kind));
+      low.r[n] = b[0], high.r[n] = b[1], low.r[n + 1] = b[2], high.r[n + 1] = b[3];
+    }
+    UNROLLED
+    for (int m = 0; m < kind.tiles; m++)
+      if (careful)
+        block_product_careful(sum[m][x], a[m], allowed[m], low, high);
+      else
+        block_product(sum[m][x], a[m], low, high);
+  }
+}
+
+/* ---- Scores ------------------------------------------------------------------------------------------------------ */
+
+/* Rows are what a warp owns, columns what is staged. Query i sees key j iff least <= i - j <= most (and both exist). */
+struct gradient_band {
+  int least, most;
+};
+
+static const int GRADIENT_FAR = 1 << 30;
+
+WORD int gradient_clamp(int64_t x) {
+  return (int)(x < -GRADIENT_FAR ? -GRADIENT_FAR : x > GRADIENT_FAR ? GRADIENT_FAR : x);
+}
+
+WORD gradient_band band_of(const attend_problem &p, const attend_slice &s) {
+  int64_t right = p.causal              ? 0
+                  : p.window_right >= 0 ? (int64_t)gradient_clamp(p.window_right)
+                                        : 2 * (int64_t)GRADIENT_FAR;
+  int64_t left = p.window_left >= 0 ? (int64_t)gradient_clamp(p.window_left) : 2 * (int64_t)GRADIENT_FAR;
+  gradient_band band = {gradient_clamp(-s.off - right), gradient_clamp(left - s.off)};
+  return band;
+}
+
+/* The same for a warp and its stage: `least` <= column - row <= `most`, and how many rows and columns exist. */
+struct gradient_window {
+  int least, most, rows, columns;
+};
+
+/* Where the warp's first row is `row`, and the first staged one `column`. */
+WORD gradient_window window_of(const gradient_band &band, int row, int row_end, int column, int column_end,
+                               const bool owns_keys) {
+  gradient_window w;
+  int between = owns_keys ? column - row : row - column;
+  w.least = owns_keys ? band.least - between : between - band.most;
+  w.most = owns_keys ? band.most - between : between - band.least;
+  w.rows = row_end - row, w.columns = column_end - column;
+  return w;
+}
+
+/* Does no row see any of the 16 columns from `at` on? Does every row see the `count` columns from there on? */
+WORD bool window_empty(const gradient_window &w, int at, const int rows) {
+  return at + 15 < w.least || at - (rows - 1) > w.most || w.rows <= 0 || at >= w.columns;
+}
+WORD bool window_full(const gradient_window &w, int at, const int count, const int rows) {
+  return at - (rows - 1) >= w.least && at + count - 1 <= w.most && w.rows >= rows && at + count <= w.columns;
+}
+
+/* 1 where query i keeps key j, else 0. */
+WORD float gradient_keep(const attend_problem &p, const attend_slice &s, int64_t i, int64_t j) {
+  int64_t block_number = 4 * (j >> 5) + (j >> 1 & 3);
+  uint32_t counter[4] = {(uint32_t)block_number, (uint32_t)(block_number >> 32), (uint32_t)i, (uint32_t)(i >> 32)};
+  uint32_t word[4];
+  attend_philox(counter, s.dropout_key, word);
+  uint32_t draw = j & 16 ? (j & 8 ? word[3] : word[2]) : (j & 8 ? word[1] : word[0]);
+  return (j & 1 ? draw >> 16 : draw & 0xFFFF) >= p.dropout_threshold ? 1.0f : 0.0f;
+}
+
+/* c: dot products of Q and K, d: of dO and V, for 16 rows (tile m of the warp) and 8 columns from `at` on. They become
+ * P keep (not yet times 1/(1-dropout)) and dS. lse[] and delta[]: of columns e, or of rows g + 8 half. `full`: all
+ * pairs exist and see each other. Returns who sees whom, a bit for each element. */
+WORD uint32_t gradient_scores(float c[4], float d[4], const float lse[2], const float delta[2], int m, int at,
+                              const bool full, const gradient_window &w, const attend_problem &p, const attend_slice &s,
+                              int row, int column, const bool owns_keys, const gradient_kind kind) {
+  const float unit = (float)p.scale * LOG2_E;
+  uint32_t seen = 0;
+  UNROLLED
+  for (int e = 0; e < 4; e++) {
+    int r = 16 * m + lane_row() + 8 * (e >> 1), col = at + 2 * lane_column() + (e & 1);
+    int value = owns_keys ? e & 1 : e >> 1;
+    bool sees = full || (col - r >= w.least && col - r <= w.most && r < w.rows && col < w.columns);
+    if (!full) sees = sees && lse[value] != NO_LSE;
+    float prob = 0, d_score = 0, keep = 1, drop = 1;
+    if (kind.general) {
+      int64_t i = owns_keys ? column + col : row + r, j = owns_keys ? row + r : column + col;
+      sees = sees && unmasked(p, s, i, j);
+      if (sees) {
+        pair_score x = score_of(p, s, i, j, c[e]);
+        prob = word_exp2(x.biased * LOG2_E - lse[value]);
+        if (p.dropout_threshold) keep = gradient_keep(p, s, i, j), drop = keep * (float)p.dropout_scale;
+        d_score = prob * (drop * d[e] - delta[value]) * x.d_capped;
+      }
+    } else {
+      prob = word_exp2(c[e] * unit - lse[value]);
+      d_score = prob * (d[e] - delta[value]);
+      if (!sees) prob = d_score = 0;
+    }
+    c[e] = prob * keep, d[e] = d_score;
+    if (sees) seen |= 1u << e;
+  }
+  return seen;
+}
+
+/* Half n of operand A, from 8 columns of its rows; `allowed` likewise, from bits. */
+WORD void gradient_operand(uint32_t a[4], const int n, const float c[4]) {
+  a[2 * n] = pack(c[0], c[1]), a[2 * n + 1] = pack(c[2], c[3]);
+}
+WORD void gradient_allowed(uint32_t a[4], const int n, uint32_t seen) {
+  a[2 * n] = (seen & 1) | (seen >> 1 & 1) << 16, a[2 * n + 1] = (seen >> 2 & 1) | (seen >> 3 & 1) << 16;
+}
+
+/* Rows from `first` on of a gradient. */
+WORD void gradient_store(const attend_problem &p, const attend_matrix &to, const float sum[2][8][4], int first, int end,
+                         int columns, float factor, const gradient_kind kind) {
+  UNROLLED
+  for (int x = 0; x < kind.chunks; x++) UNROLLED
+  for (int n = 0; n < 8; n++) UNROLLED
+  for (int half = 0; half < 2; half++) {
+    int row = first + lane_row() + 8 * half;
+    int column = 64 * x + 8 * n + 2 * lane_column();
+    if (row >= end || column >= columns) continue;
+    uint32_t *at = (uint32_t *)(void *)(to.data + 2 * (row * to.row + column));
+    float lo = sum[x][n][2 * half] * factor, hi = sum[x][n][2 * half + 1] * factor;
+    if (p.accumulate) {
+      uint32_t old = *at, fresh = pack(lo, hi);
+      lo = half_of(old, false) + half_of(fresh, false), hi = half_of(old, true) + half_of(fresh, true);
+    }
+    *at = pack(lo, hi);
+  }
+}
+
+/* Is it so in any warp of the block? */
+WORD bool gradient_any(bool x, gradient_memory &memory, const gradient_kind kind) {
+  bool warp = word_any(x), any = false;
+  if ((threadIdx.x & 31) == 0) memory.flags[threadIdx.x >> 5] = warp;
+  word_sync_block();
+  for (int n = 0; n < kind.warps; n++) any |= memory.flags[n] != 0;
+  return any;
+}
+WORD bool gradient_nan(const float sum[GRADIENT_TILES][2][8][4], const gradient_kind kind) {
+  bool nan = false;
+  UNROLLED
+  for (int m = 0; m < kind.tiles; m++) UNROLLED
+  for (int x = 0; x < kind.chunks; x++) nan |= block_any_nan(sum[m][x]);
+  return nan;
+}
+WORD void gradient_clear(float sum[GRADIENT_TILES][2][8][4], const gradient_kind kind) {
+  UNROLLED
+  for (int m = 0; m < kind.tiles; m++) UNROLLED
+  for (int x = 0; x < kind.chunks; x++) UNROLLED
+  for (int n = 0; n < 8; n++) UNROLLED
+  for (int e = 0; e < 4; e++) sum[m][x][n][e] = 0;
+}
+
+#endif
