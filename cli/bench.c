@@ -12,8 +12,8 @@ static const char usage[] =
     "Time attention on random inputs: one shape, or a built-in grid (long, decode and short sequences; full and\n"
     "causal; forward and backward; f32 and bf16; of these, --dtype, --causal, --backward and --layout choose), on one\n"
     "thread and on all, or on --threads. Prints the median and its fraction of the ceiling: multiply-adds, or memory\n"
-    "bandwidth where that binds (reads for decode, else three reads to one streaming write). A CPU's ceilings are\n"
-    "measured in the same run; a GPU's follow from its clocks and units.\n";
+    "bandwidth where that binds (reads for decode, else three reads to one streaming write; on a GPU, copying). These\n"
+    "are measured in the same run, but for a GPU's multiply-adds and reads, which follow from its clocks and units.\n";
 
 /* ---- The grid --------------------------------------------------------------------------------------------------- */
 
@@ -223,8 +223,9 @@ static void report(const cli_request *r, const measurement *m, const ceilings *c
 static void head(const cli_request *r, const ceilings *c, int threads) {
   if (r->json) return;
   if (r->device.type == ATTEND_CUDA)
-    printf("cuda:%d, by its clocks and units: f32 %.0f GFLOP/s, tensor cores %.0f GFLOP/s, memory %.0f GB/s\n",
-           (int)r->device.id, c->f32_gflops, c->bf16_gflops, c->read_gbytes);
+    printf("cuda:%d, by its clocks and units: f32 %.0f GFLOP/s, tensor cores %.0f GFLOP/s, read %.0f GB/s; measured: "
+           "copy %.0f GB/s\n",
+           (int)r->device.id, c->f32_gflops, c->bf16_gflops, c->read_gbytes, c->stream_gbytes);
   else
     printf("%d thread%s: f32 %.1f GFLOP/s, bf16 %.1f GFLOP/s, read %.1f GB/s, three reads to one streaming write %.1f "
            "GB/s\n",

@@ -11,7 +11,8 @@ typedef struct ceilings {
 
 /* Of the CPU, measured now. 0 where it cannot be: no memory, or no threads. */
 ceilings measure_ceilings(int threads);
-/* Of a GPU, from its clocks and units. 0 where the driver does not tell. */
+/* Of a GPU: `stream_gbytes` is that of copying, measured now, the others follow from its clocks and units. 0 where the
+ * driver does not tell. */
 ceilings gpu_ceilings(int ordinal);
 
 #endif

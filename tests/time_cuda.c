@@ -56,7 +56,6 @@ static struct {
   int (*event_record)(void *event, void *stream);
   int (*event_synchronize)(void *event);
   int (*event_elapsed)(float *milliseconds, void *begin, void *end);
-  int (*copy)(uint64_t to, uint64_t from, size_t bytes, void *stream);
 } driver;
 
 static void must(attend_status status) {
@@ -71,10 +70,9 @@ static void must_driver(int error) {
 }
 
 static void find_driver(void) {
-  static const char *const names[] = {"cuEventCreate", "cuEventRecord", "cuEventSynchronize", "cuEventElapsedTime",
-                                      "cuMemcpyDtoDAsync_v2"};
-  void *library = dlopen("libcuda.so.1", RTLD_NOW), *entries[5];
-  for (int i = 0; i < 5; i++) {
+  static const char *const names[] = {"cuEventCreate", "cuEventRecord", "cuEventSynchronize", "cuEventElapsedTime"};
+  void *library = dlopen("libcuda.so.1", RTLD_NOW), *entries[4];
+  for (int i = 0; i < 4; i++) {
     entries[i] = library ? dlsym(library, names[i]) : NULL;
     if (!entries[i]) {
       fprintf(stderr, "no %s\n", names[i]);
@@ -233,8 +231,8 @@ typedef struct copying {
 static void copy(void *context, int number) {
   copying *c = context;
   bool odd = number % 2;
-  must_driver(driver.copy((uint64_t)(uintptr_t)(odd ? c->from : c->to), (uint64_t)(uintptr_t)(odd ? c->to : c->from),
-                          c->bytes, NULL));
+  must_driver(cuda_driver_get(NULL)->copy((uint64_t)(uintptr_t)(odd ? c->from : c->to),
+                                          (uint64_t)(uintptr_t)(odd ? c->to : c->from), c->bytes, NULL));
 }
 
 static double copy_bandwidth(double scale) {

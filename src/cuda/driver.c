@@ -43,6 +43,7 @@ static void find_driver(void) {
                                       "cuMemFree_v2",
                                       "cuMemcpyHtoD_v2",
                                       "cuMemcpyDtoH_v2",
+                                      "cuMemcpyDtoDAsync_v2",
                                       "cuStreamSynchronize"};
   enum { COUNT = sizeof names / sizeof *names };
   _Static_assert(sizeof driver == COUNT * sizeof(void *), "one name for each entry point, in the order of cuda_driver");

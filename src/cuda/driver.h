@@ -35,6 +35,7 @@ typedef struct cuda_driver {
   int (*release)(uint64_t pointer);
   int (*copy_in)(uint64_t to, const void *from, size_t bytes);
   int (*copy_out)(void *to, uint64_t from, size_t bytes);
+  int (*copy)(uint64_t to, uint64_t from, size_t bytes, void *stream);
   int (*stream_synchronize)(void *stream);
 } cuda_driver;
 
