@@ -193,7 +193,7 @@ static problem_spec spec_of(uint64_t seed, attend_dtype dtype, attend_direction 
     s.plain_layout = draw >> 11 & 1;
     if (draw >> 12 & 1)
       s.mask_rank = s.bias = s.alibi = s.sink = 0, s.dropout = 0, s.d_bias = s.d_sink = s.kv_len = false;
-  } else if (seed % 3 == 2 && direction == ATTEND_FORWARD) {
+  } else if (seed % 3 == 2 && direction == ATTEND_FORWARD && draw >> 20 & 1) {
     s.q_len = draw % 3 ? 1 : 1 + (int64_t)(draw >> 8) % 9;
     s.k_len = 1 + (int64_t)(draw >> 16) % (draw >> 12 & 1 ? 1500 : 300);
     s.head_dim = s.v_dim = draw >> 13 & 1 ? 128 : 8 * (1 + (int64_t)(draw >> 32) % 20);
@@ -212,7 +212,7 @@ static problem_spec spec_of(uint64_t seed, attend_dtype dtype, attend_direction 
     s.plain_layout = draw >> 16 & 3;
     if (draw >> 18 & 1) s.mask_rank = s.bias = s.alibi = s.sink = 0, s.dropout = s.options.softcap = 0;
     if (draw >> 19 & 3) s.d_bias = s.d_sink = false;
-    s.d_q = s.d_q || !(s.d_k || s.d_v || s.d_bias || s.d_sink);
+    if (direction == ATTEND_BACKWARD) s.d_q = s.d_q || !(s.d_k || s.d_v || s.d_bias || s.d_sink);
   }
   s.one_key_head = s.one_key_head && s.form == FORM_DENSE;
   if (direction == ATTEND_FORWARD && seed % 7 == 0) { /* only math serves these */

@@ -20,6 +20,8 @@
 #define KERNEL extern "C" __global__
 #define UNROLLED _Pragma("unroll")
 #define UNROLLED_BY_4 _Pragma("unroll 4")
+#define UNROLLED_BY_2 _Pragma("unroll 2")
+#define UNROLLED_BY_1 _Pragma("unroll 1")
 /* The shared memory whose size the launch says. */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
 
@@ -49,6 +51,10 @@ WORD bool word_any(bool x) { return __any_sync(0xFFFFFFFFu, x); }
 WORD uint32_t word_ballot(bool x) { return __ballot_sync(0xFFFFFFFFu, x); }
 WORD void word_sync_warp(void) { __syncwarp(); }
 WORD void word_sync_block(void) { __syncthreads(); }
+/* Of a block's teams, below 15, the threads of team `team`. */
+WORD void word_sync_team(int team, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(threads) : "memory");
+}
 WORD bool word_sync_block_any(bool x) { return __syncthreads_or(x) != 0; }
 
 /* max, of a NaN and a number the number; a b + c, rounded once. */

@@ -2,9 +2,11 @@
 /* Kernels for f32 on the emulator. */
 #include "fake/fake_kernels.h"
 
+#include "cuda/simt_f32.cu"
+#undef SUFFIX
 #include "cuda/efficient_f32.cu"
 
 fake_kernels fake_kernels_f32() {
-  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f32)};
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f32), FAKES_SIMT(f32)};
   return {kernels, sizeof kernels / sizeof *kernels};
 }

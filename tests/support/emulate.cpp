@@ -37,7 +37,7 @@ const size_t STACK = 256 * 1024;
 ucontext_t scheduler;
 std::vector<lane> lanes;
 std::vector<warp> warps;
-barrier block_meeting;
+barrier block_meeting, team_meetings[15];
 size_t running;
 bool progress;
 const std::function<void()> *body;
@@ -129,6 +129,10 @@ const void *emulate_exchange(const void *mine, size_t size) {
 }
 
 void emulate_block_barrier(void) { arrive(block_meeting); }
+void emulate_team_barrier(int team, int threads) {
+  team_meetings[team].members = threads;
+  arrive(team_meetings[team]);
+}
 
 bool emulate_block_any(bool x) {
   static bool flags[2];

@@ -43,6 +43,8 @@ extern emulate_builtin emulate_now; /* of the lane that runs */
 #define KERNEL
 #define UNROLLED
 #define UNROLLED_BY_4
+#define UNROLLED_BY_2
+#define UNROLLED_BY_1
 #define DYNAMIC_SHARED(name) alignas(128) static char name[227 * 1024]
 
 /* Run `lane` once for every thread of every block. Aborts with a message on a deadlock. */
@@ -51,6 +53,7 @@ void emulate(dim3 grid, dim3 block, const std::function<void()> &lane);
 /* The lane's operands are deposited, all lanes of its warp (or block) arrive, and every lane may read all deposits. */
 const void *emulate_exchange(const void *mine, size_t size); /* returns [32] deposits, each at a multiple of 64 bytes */
 void emulate_block_barrier(void);
+void emulate_team_barrier(int team, int threads);
 bool emulate_block_any(bool x);
 
 template <class T> static inline T emulate_from(const void *deposits, int lane) {
@@ -93,6 +96,7 @@ WORD uint32_t word_ballot(bool x) {
 WORD bool word_any(bool x) { return word_ballot(x) != 0; }
 WORD void word_sync_warp(void) { (void)word_ballot(true); }
 WORD void word_sync_block(void) { emulate_block_barrier(); }
+WORD void word_sync_team(int team, int threads) { emulate_team_barrier(team, threads); }
 WORD bool word_sync_block_any(bool x) { return emulate_block_any(x); }
 WORD void __syncthreads(void) { emulate_block_barrier(); }
 

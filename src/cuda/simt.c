@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/* Planning and launching the f32 kernels in tiles. */
+#include "simt.h"
+
+#include "call.h"
+#include "driver.h"
+#include "rows.h"
+
+#include <stdio.h>
+
+enum {
+  OLDEST_CAPABILITY = 90, /* for its shared memory */
+  ROW_BYTES = 16,
+  MOST_COLUMNS = 128,
+  FEWEST_KEYS = 64 /* with fewer, blocks spend their time on starting */
+};
+
+typedef enum entry_id { FORWARD_NARROW, FORWARD_WIDE, ENTRY_COUNT } entry_id;
+
+static const char *const entry_names[ENTRY_COUNT] = {"simt_forward_narrow", "simt_forward_wide"};
+static const unsigned shared_bytes[ENTRY_COUNT] = {SIMT_SHARED(64), SIMT_SHARED(128)};
+
+static void *kernels[ENTRY_COUNT];
+
+static int64_t blocks_of(const attend_problem *p) { return (p->q_len + SIMT_ROWS - 1) / SIMT_ROWS; }
+static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
+
+static const char *refusal(const attend_problem *p) {
+  static const operand_id options[] = {OPERAND_MASK, OPERAND_BIAS,  OPERAND_ALIBI,
+                                       OPERAND_SINK, OPERAND_PROBS, OPERAND_SCORES};
+  static const operand_id ids[] = {OPERAND_Q, OPERAND_K, OPERAND_V, OPERAND_OUT};
+  for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+    if (attend_has(p, options[i])) return "masks, biases, sinks, probs and scores";
+  if (p->softcap > 0 || p->dropout_threshold) return "softcap and dropout";
+  if (p->paged) return "paged keys";
+  if (!(p->scale > 0)) return "a scale that is not positive";
+  if (p->head_dim > MOST_COLUMNS || p->v_dim > MOST_COLUMNS) return "a head of more than 128 columns";
+  bool aligned = p->head_dim % 4 == 0 && p->v_dim % 4 == 0 && p->head_dim && p->v_dim;
+  for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+    aligned = aligned && p->layout[ids[i]].col == 1 && p->layout[ids[i]].alignment % ROW_BYTES == 0;
+  if (!aligned) return "rows that are not made of aligned 16-byte words";
+  if (p->q_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
+  if (p->k_len < FEWEST_KEYS) return "fewer than 64 keys";
+  return blocks_of(p) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
+}
+
+static attend_status load(int ordinal) {
+  attend_status status = cuda_load(ordinal, "simt", TYPE_F32, entry_names, ENTRY_COUNT, kernels);
+  for (int i = 0; i < ENTRY_COUNT && !status; i++) status = cuda_allow_shared(ordinal, kernels[i], shared_bytes[i]);
+  return status;
+}
+
+static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                 char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  const char *refused = refusal(p);
+  if (refused) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+    return false;
+  }
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
+  if (load(p->device.id)) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+    return false;
+  }
+  choice->tile_q = SIMT_ROWS;
+  choice->tile_k = is_wide(p) ? 128 : 64;
+  choice->alignment = ROW_BYTES;
+  choice->state = kernels;
+  return true;
+}
+
+static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
+                         const attend_services *services, void *workspace, void *stream) {
+  (void)services, (void)choice;
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
+  cuda_scope scope;
+  attend_status status = cuda_enter(p->device.id, &scope);
+  int entry = is_wide(p) ? FORWARD_WIDE : FORWARD_NARROW;
+  if (!status)
+    status = cuda_launch_shared(kernels[entry], p->batch * p->heads * blocks_of(p), SIMT_THREADS, shared_bytes[entry],
+                                &call, stream);
+  cuda_leave(&scope);
+  return status;
+}
+
+static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  return cuda_usable(reason);
+}
+
+static const attend_kernel_row rows[] = {{"forward_f32_simt_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA,
+                                          ATTEND_FORWARD, TYPE_F32, usable, plan, run, NULL}};
+
+attend_kernel_table cuda_simt_rows(void) { return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)}; }
