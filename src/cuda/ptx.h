@@ -44,6 +44,9 @@ WORD float word_reciprocal(float x) {
   return y;
 }
 
+/* The greater; a NaN loses. */
+WORD float word_max(float a, float b) { return fmaxf(a, b); }
+
 WORD uint32_t word_shuffle(uint32_t x, int lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
 WORD uint32_t word_shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
 WORD float word_shuffle_xor_f32(float x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
@@ -58,7 +61,6 @@ WORD void word_sync_team(int team, int threads) {
 WORD bool word_sync_block_any(bool x) { return __syncthreads_or(x) != 0; }
 
 /* max, of a NaN and a number the number; a b + c, rounded once. */
-WORD float word_max(float a, float b) { return fmaxf(a, b); }
 WORD float word_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 /* Bytes 4..7 of the selector's digits are those of b, 0..3 of a. */

@@ -18,13 +18,16 @@ typedef enum entry_id {
   BACKWARD_16,
   BACKWARD_32,
   GENERAL, /* + one of the above */
-  ENTRY_COUNT = 2 * GENERAL
+  FORWARD_24 = 2 * GENERAL,
+  BACKWARD_24,
+  ENTRY_COUNT
 } entry_id;
 
 static const char *const entry_names[ENTRY_COUNT] = {
     "short_forward_8",          "short_forward_16",         "short_forward_32",          "short_backward_8",
     "short_backward_16",        "short_backward_32",        "short_forward_general_8",   "short_forward_general_16",
-    "short_forward_general_32", "short_backward_general_8", "short_backward_general_16", "short_backward_general_32"};
+    "short_forward_general_32", "short_backward_general_8", "short_backward_general_16", "short_backward_general_32",
+    "short_forward_24",         "short_backward_24"};
 
 static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 
@@ -79,7 +82,10 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
-  choice->tile_q = choice->tile_k = longest(p) <= 8 ? 8 : longest(p) <= 16 ? 16 : 32;
+  choice->tile_q = choice->tile_k = longest(p) <= 8                      ? 8
+                                    : longest(p) <= 16                   ? 16
+                                    : longest(p) <= 24 && !is_general(p) ? 24
+                                                                         : 32;
   choice->alignment = ROW_BYTES;
   choice->state = kernels[p->type];
   return true;
@@ -93,6 +99,7 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   bool forward = p->direction == ATTEND_FORWARD, general = is_general(p);
   int size = choice->tile_q == 8 ? 0 : choice->tile_q == 16 ? 1 : 2;
   int entry = (forward ? FORWARD_8 : BACKWARD_8) + size + (general ? GENERAL : 0);
+  if (choice->tile_q == 24) entry = forward ? FORWARD_24 : BACKWARD_24;
   int64_t pairs = p->batch * (forward ? p->heads : p->kv_heads), items = size ? pairs : (pairs + 1) / 2;
   if (!forward && general) items *= (widest(p) + 63) / 64;
   cuda_scope scope;

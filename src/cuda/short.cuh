@@ -2,20 +2,21 @@
 /* Short sequences (at most 32 queries and keys), f16 and bf16: what forward and backward share.
  *
  * The floor is memory: a pair (b, h) of N = 5, D = 64 moves 2560 bytes forward for 3200 multiply-adds. So a warp owns a
- * tile of 16 or 32 rows, all of it in registers; with at most 8 queries and keys a tile holds two pairs, whose cross
- * products are computed and hidden. A tile whose product came out NaN is done again, carefully. */
+ * tile of 16, 24 or 32 rows, all of it in registers; with at most 8 queries and keys a tile holds two pairs, whose
+ * cross products are computed and hidden. A tile whose product came out NaN is done again, carefully. */
 #ifndef ATTEND_CUDA_SHORT_CUH
 #define ATTEND_CUDA_SHORT_CUH
 
 #include "fragment.cuh"
 #include "short.h"
 
-/* What an entry point fixes: tiles of 16 rows (1, 2), pairs in a tile (1, 2), and whether all options are there. Passed
- * as constants to always-inline bodies. */
+/* What an entry point fixes: groups of 8 rows in a tile (2, 3, 4), pairs in it (1, 2), and whether all options are
+ * there. Passed as constants to always-inline bodies. */
 struct short_kind {
-  int tiles, pairs;
+  int groups, pairs;
   bool general;
 };
+WORD int short_tiles(const short_kind kind) { return (kind.groups + 1) / 2; } /* of 16 rows */
 
 /* One (sequence, head); key_rows: rows of K that it owns, those from kv_len on included, which get gradients of 0. */
 struct short_sequence : attend_slice {
@@ -30,29 +31,21 @@ WORD attend_matrix short_matrix(const cuda_call &call, operand_id id, uint32_t b
   return m;
 }
 
-/* Pair `number` of batch x heads, head fastest; past the last, one without rows. Where a tile owns a head of K and goes
- * through the heads that share it (`shares`), pairs are of batch x kv_heads, and this is head `member` of the group. */
-WORD short_sequence short_slice(const cuda_call &call, uint32_t number, const bool shares, uint32_t member,
-                                const short_kind kind) {
+/* Pair (b, h) of dense tensors without options, one without rows unless it `exists`. No branches: they delay loads. */
+WORD short_sequence short_plain_slice(const cuda_call &call, uint32_t b, uint32_t h, bool exists, const bool forward) {
   const attend_problem &p = call.problem;
-  const attend_operands &o = call.operands;
+  uint32_t kv_head = h;
+  if (p.kv_heads != p.heads) kv_head = h / ((uint32_t)p.heads / (uint32_t)p.kv_heads);
   short_sequence s = {};
-  uint32_t heads = (uint32_t)(shares ? p.kv_heads : p.heads), b = number / heads, h = number - b * heads, kv_head = h;
-  if (b >= (uint32_t)p.batch) return s;
-  if (shares) h = h * ((uint32_t)p.heads / (uint32_t)p.kv_heads) + member;
-  if (kind.general) {
-    (attend_slice &)s = slice_make(p, o, b, h, s.key_rows);
-    return s;
-  }
-  if ((uint32_t)p.kv_heads != heads) kv_head = h / ((uint32_t)p.heads / (uint32_t)p.kv_heads);
-  s.q_len = p.q_len, s.k_len = s.key_rows = p.k_len, s.off = p.top_left ? 0 : p.k_len - p.q_len;
+  s.q_len = exists ? p.q_len : 0, s.k_len = s.key_rows = exists ? p.k_len : 0;
+  s.off = p.top_left ? 0 : p.k_len - p.q_len;
   s.q = short_matrix(call, OPERAND_Q, b, h, false);
   s.k = short_matrix(call, OPERAND_K, b, kv_head, false);
   s.v = short_matrix(call, OPERAND_V, b, kv_head, false);
-  if (p.direction == ATTEND_FORWARD) {
+  if (forward) {
     const attend_layout &lse = p.layout[OPERAND_LSE];
     s.out = short_matrix(call, OPERAND_OUT, b, h, false);
-    s.lse = (char *)o.data[OPERAND_LSE];
+    s.lse = (char *)call.operands.data[OPERAND_LSE];
     if (s.lse) s.lse += 4 * ((int64_t)b * lse.batch + (int64_t)h * lse.head);
     s.lse_row = lse.row;
   } else {
@@ -62,6 +55,20 @@ WORD short_sequence short_slice(const cuda_call &call, uint32_t number, const bo
     s.d_v = short_matrix(call, OPERAND_D_V, b, kv_head, true);
   }
   s.sink = -INFINITY;
+  return s;
+}
+
+/* Pair `number` of batch x heads, head fastest; past the last, one without rows. Where a tile owns a head of K and goes
+ * through the heads that share it (`shares`), pairs are of batch x kv_heads, and this is head `member` of the group. */
+WORD short_sequence short_slice(const cuda_call &call, uint32_t number, const bool shares, uint32_t member,
+                                const short_kind kind) {
+  const attend_problem &p = call.problem;
+  uint32_t heads = (uint32_t)(shares ? p.kv_heads : p.heads), b = number / heads, h = number - b * heads;
+  short_sequence s = {};
+  if (b >= (uint32_t)p.batch) return s;
+  if (!kind.general) return short_plain_slice(call, b, h, true, p.direction == ATTEND_FORWARD);
+  if (shares) h = h * ((uint32_t)p.heads / (uint32_t)p.kv_heads) + member;
+  (attend_slice &)s = slice_make(p, call.operands, b, h, s.key_rows);
   return s;
 }
 
@@ -85,7 +92,11 @@ WORD void short_load(block x[4], const short_sequence s[2], const short_operand_
                      const short_kind kind) {
   bool keys = which == SHORT_K || which == SHORT_V;
   UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) {
+  for (int n = 0; n < 2 * short_tiles(kind); n++) {
+    if (n >= kind.groups) {
+      x[n] = {};
+      continue;
+    }
     const short_sequence &own = s[short_pair(n, kind)];
     const attend_matrix &m = short_select(own, which);
     int row = short_row(n, kind);
@@ -99,6 +110,7 @@ WORD void short_store(const float c[8][4], const short_sequence s[2], const shor
   bool keys = which == SHORT_D_K || which == SHORT_D_V;
   UNROLLED
   for (int half = 0; half < 2; half++) {
+    if (2 * m + half >= kind.groups) continue;
     const short_sequence &own = s[short_pair(half, kind)];
     const attend_matrix &to = short_select(own, which);
     int row = short_row(2 * m + half, kind);
@@ -131,8 +143,9 @@ WORD short_scores short_finish(const float c[4][4], int m, const int half, const
     last = p.causal && i + (int)s.off + 1 < (int)s.k_len ? i + (int)s.off + 1 : (int)s.k_len;
   float unit = (float)p.scale * LOG2_E;
   r.seen = 0;
+  r.x[3][0] = r.x[3][1] = 0; /* absent where a tile has three groups of rows */
   UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) UNROLLED
+  for (int n = 0; n < kind.groups; n++) UNROLLED
   for (int e = 0; e < 2; e++) {
     r.x[n][e] = -INFINITY;
     r.d_capped[n][e] = 1;
@@ -158,11 +171,11 @@ WORD float short_softmax(short_scores &r, const attend_slice &s, float &shift, c
   float most = kind.general ? (float)s.sink * LOG2_E : -INFINITY, sum = 0;
   float sink = most;
   UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) most = max_of(max_of(r.x[n][0], r.x[n][1]), most);
+  for (int n = 0; n < kind.groups; n++) most = max_of(max_of(r.x[n][0], r.x[n][1]), most);
   most = quad_max(most);
   shift = most == -INFINITY ? 0 : most;
   UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) UNROLLED
+  for (int n = 0; n < kind.groups; n++) UNROLLED
   for (int e = 0; e < 2; e++) sum += r.x[n][e] = word_exp2(r.x[n][e] - shift);
   sum = quad_sum(sum);
   return kind.general ? sum + word_exp2(sink - shift) : sum;
@@ -173,7 +186,7 @@ WORD uint32_t short_keep(const attend_problem &p, const attend_slice &s, int m, 
   uint32_t counter[4] = {(uint32_t)lane_column(), 0, (uint32_t)short_row(2 * m + half, kind), 0}, word[4], keep = 0;
   attend_philox(counter, s.dropout_key, word);
   UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) {
+  for (int n = 0; n < kind.groups; n++) {
     uint32_t draw = word[kind.pairs == 2 ? 0 : n];
     if ((draw & 0xFFFF) >= p.dropout_threshold) keep |= 1u << (2 * n);
     if (draw >> 16 >= p.dropout_threshold) keep |= 2u << (2 * n);

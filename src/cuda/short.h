@@ -4,10 +4,11 @@
  *   entry    queries, keys at most   tile of a warp         pairs (batch, head) in it
  *   8        8                       16 rows                2, in rows 0-7 and 8-15: P is block-diagonal
  *   16       16                      16 rows                1
+ *   24       24                      24 rows                1
  *   32       32                      32 rows                1
  *
- * Each has a plain entry (dense, causal or not, at most 64 columns; backward: as many heads of K as of Q) and a general
- * one, which takes all options. */
+ * Each has a plain entry (dense, causal or not, at most 64 columns; backward: as many heads of K as of Q) and, but for
+ * 24, a general one, which takes all options. */
 #ifndef ATTEND_CUDA_SHORT_H
 #define ATTEND_CUDA_SHORT_H
 

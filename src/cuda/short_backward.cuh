@@ -12,11 +12,12 @@ WORD void short_gradient(short_scores &p_row, short_scores &d_row, const float d
                          const attend_slice &s, const attend_problem &p, const short_kind kind) {
   float shift, sum = short_softmax(p_row, s, shift, kind), inverse = sum == 0 ? 0 : word_reciprocal(sum), delta = 0;
   int i = short_row(2 * m + half, kind);
+  d_row.x[3][0] = d_row.x[3][1] = 0; /* absent where a tile has three groups of rows */
   bool drops = kind.general && p.dropout_threshold;
   uint32_t keep = drops ? short_keep(p, s, m, half, kind) : 0xFFFFFFFFu;
   float scale = drops ? (float)p.dropout_scale : 1;
   UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) UNROLLED
+  for (int n = 0; n < kind.groups; n++) UNROLLED
   for (int e = 0; e < 2; e++) {
     bool seen = p_row.seen >> (2 * n + e) & 1, kept = keep >> (2 * n + e) & 1;
     float prob = seen ? p_row.x[n][e] * inverse : 0, d = seen ? dots[n][2 * half + e] : 0;
@@ -28,7 +29,7 @@ WORD void short_gradient(short_scores &p_row, short_scores &d_row, const float d
   delta = quad_sum(delta);
   if (kind.general && s.d_lse && i < s.q_len) delta -= load_any(s.d_lse, i * s.d_lse_row, p.layout[OPERAND_D_LSE].type);
   UNROLLED
-  for (int n = 0; n < 2 * kind.tiles; n++) UNROLLED
+  for (int n = 0; n < kind.groups; n++) UNROLLED
   for (int e = 0; e < 2; e++) {
     bool seen = p_row.seen >> (2 * n + e) & 1, kept = keep >> (2 * n + e) & 1;
     float d = p_row.x[n][e] * (d_row.x[n][e] - delta) * p_row.d_capped[n][e];
@@ -73,8 +74,8 @@ WORD void short_backward_tile(const cuda_call &call, uint32_t number, int chunk,
           short_load(v, s, SHORT_V, 0, v_dim, kind);
         }
         UNROLLED
-        for (int m = 0; m < kind.tiles; m++) UNROLLED
-        for (int n = 0; n < 2 * kind.tiles; n++) block_dots(c[m][n], q[2 * m], q[2 * m + 1], k[n]);
+        for (int m = 0; m < short_tiles(kind); m++) UNROLLED
+        for (int n = 0; n < kind.groups; n++) block_dots(c[m][n], q[2 * m], q[2 * m + 1], k[n]);
       }
       for (int x = 0; x < v_chunks; x++) {
         if (kind.general) {
@@ -82,8 +83,8 @@ WORD void short_backward_tile(const cuda_call &call, uint32_t number, int chunk,
           short_load(v, s, SHORT_V, x, v_dim, kind);
         }
         UNROLLED
-        for (int m = 0; m < kind.tiles; m++) UNROLLED
-        for (int n = 0; n < 2 * kind.tiles; n++) block_dots(d[m][n], d_out[2 * m], d_out[2 * m + 1], v[n]);
+        for (int m = 0; m < short_tiles(kind); m++) UNROLLED
+        for (int n = 0; n < kind.groups; n++) block_dots(d[m][n], d_out[2 * m], d_out[2 * m + 1], v[n]);
       }
       if (kind.general && (chunks > 1 || v_chunks > 1)) {
         short_load(q, s, SHORT_Q, chunk, head_dim, kind);
@@ -91,7 +92,7 @@ WORD void short_backward_tile(const cuda_call &call, uint32_t number, int chunk,
         short_load(d_out, s, SHORT_D_OUT, chunk, v_dim, kind);
       }
       UNROLLED
-      for (int m = 0; m < kind.tiles; m++) {
+      for (int m = 0; m < short_tiles(kind); m++) {
         short_scores row[2], d_row[2];
         UNROLLED
         for (int half = 0; half < 2; half++) {
@@ -101,38 +102,38 @@ WORD void short_backward_tile(const cuda_call &call, uint32_t number, int chunk,
           seen[m][half] = row[half].seen;
         }
         UNROLLED
-        for (int x = 0; x < kind.tiles; x++) {
+        for (int x = 0; x < short_tiles(kind); x++) {
           short_operand(a_p[m][x], row[0], row[1], x);
           short_operand(a_d[m][x], d_row[0], d_row[1], x);
         }
       }
       UNROLLED
-      for (int n = 0; n < 2 * kind.tiles; n++) k[n] = block_transpose(k[n]);
+      for (int n = 0; n < kind.groups; n++) k[n] = block_transpose(k[n]);
       UNROLLED
-      for (int m = 0; m < kind.tiles; m++) {
+      for (int m = 0; m < short_tiles(kind); m++) {
         float d_q[8][4] = {};
         UNROLLED
-        for (int x = 0; x < kind.tiles; x++) {
+        for (int x = 0; x < short_tiles(kind); x++) {
           uint32_t allowed[4] = {};
           if (careful) short_allowed(allowed, seen[m][0], seen[m][1], x);
           short_product(d_q, a_d[m][x], allowed, k, x, careful);
         }
-        uint64_t bit = (uint64_t)1 << (member * kind.tiles + m);
+        uint64_t bit = (uint64_t)1 << (member * short_tiles(kind) + m);
         bool nan = block_any_nan(d_q);
         if (!careful && nan) again[1] |= bit;
         if (careful ? (again[1] & bit) != 0 : !nan)
           short_store(d_q, s, SHORT_D_Q, m, chunk, head_dim, scale, p.accumulate, kind);
       }
       UNROLLED
-      for (int n = 0; n < 2 * kind.tiles; n++) d_out[n] = block_transpose(d_out[n]);
+      for (int n = 0; n < kind.groups; n++) d_out[n] = block_transpose(d_out[n]);
       UNROLLED
-      for (int n = 0; n < 2 * kind.tiles; n++) q[n] = block_transpose(q[n]);
+      for (int n = 0; n < kind.groups; n++) q[n] = block_transpose(q[n]);
       UNROLLED
-      for (int x = 0; x < kind.tiles; x++) UNROLLED
+      for (int x = 0; x < short_tiles(kind); x++) UNROLLED
       for (int which = 0; which < 2; which++) {
         float(*sum)[4] = which ? d_v[x] : d_k[x];
         UNROLLED
-        for (int m = 0; m < kind.tiles; m++) {
+        for (int m = 0; m < short_tiles(kind); m++) {
           uint32_t a[4], allowed[4] = {};
           transpose_a(a, which ? a_p[m][x] : a_d[m][x]);
           if (careful) {

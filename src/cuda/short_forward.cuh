@@ -25,11 +25,11 @@ WORD void short_forward_tile(const cuda_call &call, uint32_t number, const short
         short_load(k, s, SHORT_K, chunk, head_dim, kind);
       }
       UNROLLED
-      for (int m = 0; m < kind.tiles; m++) UNROLLED
-      for (int n = 0; n < 2 * kind.tiles; n++) block_dots(c[m][n], q[2 * m], q[2 * m + 1], k[n]);
+      for (int m = 0; m < short_tiles(kind); m++) UNROLLED
+      for (int n = 0; n < kind.groups; n++) block_dots(c[m][n], q[2 * m], q[2 * m + 1], k[n]);
     }
     UNROLLED
-    for (int m = 0; m < kind.tiles; m++) {
+    for (int m = 0; m < short_tiles(kind); m++) {
       short_scores row[2];
       UNROLLED
       for (int half = 0; half < 2; half++) {
@@ -39,28 +39,34 @@ WORD void short_forward_tile(const cuda_call &call, uint32_t number, const short
         float sum = short_softmax(row[half], own, shift, kind);
         seen[m][half] = row[half].seen;
         factor[m][half] = sum == 0 ? 0 : word_reciprocal(sum);
+        if (!kind.general) {
+          UNROLLED
+          for (int n = 0; n < kind.groups; n++) UNROLLED
+          for (int e = 0; e < 2; e++) row[half].x[n][e] *= factor[m][half];
+          factor[m][half] = 1;
+        }
         lse[m][half] = sum == 0 ? -INFINITY : (shift + word_log2(sum)) * LN_2;
         if (kind.general && p.dropout_threshold) {
           uint32_t keep = short_keep(p, own, m, half, kind);
           factor[m][half] *= (float)p.dropout_scale;
           UNROLLED
-          for (int n = 0; n < 2 * kind.tiles; n++)
+          for (int n = 0; n < kind.groups; n++)
             for (int e = 0; e < 2; e++)
               if (!(keep >> (2 * n + e) & 1)) row[half].x[n][e] *= 0;
         }
       }
       UNROLLED
-      for (int x = 0; x < kind.tiles; x++) short_operand(a[m][x], row[0], row[1], x);
+      for (int x = 0; x < short_tiles(kind); x++) short_operand(a[m][x], row[0], row[1], x);
     }
     for (int chunk = 0; chunk < v_chunks; chunk++) {
       if (careful && !(again >> chunk & 1)) continue;
       if (chunk) short_load(v, s, SHORT_V, chunk, v_dim, kind);
       float sum[2][8][4] = {};
       UNROLLED
-      for (int x = 0; x < kind.tiles; x++) {
+      for (int x = 0; x < short_tiles(kind); x++) {
         block low = block_transpose(v[2 * x]), high = block_transpose(v[2 * x + 1]);
         UNROLLED
-        for (int m = 0; m < kind.tiles; m++)
+        for (int m = 0; m < short_tiles(kind); m++)
           if (careful) {
             uint32_t allowed[4];
             short_allowed(allowed, seen[m][0], seen[m][1], x);
@@ -70,16 +76,17 @@ WORD void short_forward_tile(const cuda_call &call, uint32_t number, const short
       }
       bool nan = false;
       UNROLLED
-      for (int m = 0; m < kind.tiles; m++) nan |= block_any_nan(sum[m]);
+      for (int m = 0; m < short_tiles(kind); m++) nan |= block_any_nan(sum[m]);
       if (nan && !careful) {
         again |= 1u << chunk;
         continue;
       }
       UNROLLED
-      for (int m = 0; m < kind.tiles; m++) short_store(sum[m], s, SHORT_OUT, m, chunk, v_dim, factor[m], false, kind);
+      for (int m = 0; m < short_tiles(kind); m++)
+        short_store(sum[m], s, SHORT_OUT, m, chunk, v_dim, factor[m], false, kind);
     }
     UNROLLED
-    for (int m = 0; m < kind.tiles; m++) UNROLLED
+    for (int m = 0; m < short_tiles(kind); m++) UNROLLED
     for (int half = 0; half < 2; half++) {
       const short_sequence &own = s[short_pair(half, kind)];
       int i = short_row(2 * m + half, kind);

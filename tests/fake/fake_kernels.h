@@ -34,7 +34,8 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(short_backward_8_##type), FAKE_NAMED(short_backward_16_##type), FAKE_NAMED(short_backward_32_##type), \
       FAKE_NAMED(short_forward_general_8_##type), FAKE_NAMED(short_forward_general_16_##type),                         \
       FAKE_NAMED(short_forward_general_32_##type), FAKE_NAMED(short_backward_general_8_##type),                        \
-      FAKE_NAMED(short_backward_general_16_##type), FAKE_NAMED(short_backward_general_32_##type)
+      FAKE_NAMED(short_backward_general_16_##type), FAKE_NAMED(short_backward_general_32_##type),                      \
+      FAKE_NAMED(short_forward_24_##type), FAKE_NAMED(short_backward_24_##type)
 
 #define FAKES_SIMT(type) FAKE_NAMED(simt_forward_narrow_##type), FAKE_NAMED(simt_forward_wide_##type)
 
