@@ -3,8 +3,8 @@
 # `const size_t attend_image_NAME_size`; cuda_images.h, generated, lists them as IMAGE(NAME). Without nvcc the library
 # builds without images, and ATTEND_HAVE_CUDA_IMAGES is not defined. Nothing of CUDA is linked.
 #
-# Machine code: an image for sm_80 also runs on 8.6 and 8.9. PTX of the last serves everything later. NAME_sm90.cu uses
-# instructions that exist on sm_90a only.
+# Machine code: an image for sm_80 also runs on 8.6 and 8.9. PTX of the last serves everything later. NAME_sm90_TYPE.cu
+# uses instructions that exist on sm_90a only.
 set(ATTEND_CUDA_ARCHITECTURES "75;80;90" CACHE STRING "Machine code for these compute capabilities, PTX for the last")
 set(ATTEND_CUDA_FLAGS "" CACHE STRING "More flags for nvcc; -lineinfo names source lines to profilers and compute-sanitizer")
 
@@ -38,7 +38,10 @@ elseif(cuda_sources)
     if(name MATCHES "^(short|decode|tile|simt)_" AND NOT ATTEND_CUDA_ARCHITECTURES STREQUAL "75") # instructions of sm_80
       list(FILTER gencode EXCLUDE REGEX "compute_75")
     endif()
-    if(name MATCHES "_sm90$")
+    if(name MATCHES "_sm90_")
+      if(NOT 90 IN_LIST ATTEND_CUDA_ARCHITECTURES)
+        continue()
+      endif()
       set(gencode -gencode=arch=compute_90a,code=sm_90a)
     endif()
     set(image ${directory}/${name}.fatbin)

@@ -19,7 +19,7 @@
 #define TARGET_PTX INT32_MAX
 #endif
 
-enum { MAX_IMAGES = 32 };
+enum { MAX_IMAGES = 32, CUDA_ERROR_NOT_FOUND = 500 };
 
 typedef struct image {
   char name[32];
@@ -64,13 +64,13 @@ static int load(const cuda_driver *driver, const char *name, void **library) {
   image *found = images;
   while (found->name[0] && strcmp(found->name, name)) found++;
   if (!found->name[0] && found < images + MAX_IMAGES - 1) snprintf(found->name, sizeof found->name, "%s", name);
-  int error = 0;
+  int error = found->bytes || directory || found->library ? 0 : CUDA_ERROR_NOT_FOUND;
   *library = found->library;
   if (!*library && directory) {
     char path[4096];
     snprintf(path, sizeof path, "%s/%s.fatbin", directory, name);
     error = driver->library_load_file(library, path, NULL, NULL, 0, NULL, NULL, 0);
-  } else if (!*library)
+  } else if (!*library && !error)
     error = driver->library_load(library, found->bytes, NULL, NULL, 0, NULL, NULL, 0);
   if (!error) found->library = *library;
   return error;

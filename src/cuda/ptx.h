@@ -24,6 +24,7 @@
 #define UNROLLED_BY_1 _Pragma("unroll 1")
 /* The shared memory whose size the launch says. */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
+#define DYNAMIC_SHARED_TILES(name) extern __shared__ __align__(1024) char name[] /* for word_tile_at */
 
 /* 2^x, relative error 2^-22; flushes subnormal results. */
 WORD float word_exp2(float x) {
@@ -154,6 +155,108 @@ WORD void word_copy_commit(void) {
 #else
 #define word_copy_wait(groups) ((void)(groups))
 #endif
+
+/* ---- sm_90a: products of a group of four warps, asynchronous ----------------------------------------------------- */
+
+/* Before the first product, and after registers of a product were written; the end of a group of products; and waiting
+ * until at most `groups` groups run. Shared memory that was written by copies is shown to products by word_show_shared,
+ * before a barrier. */
+WORD void word_products_begin(void) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+WORD void word_products_commit(void) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define word_products_wait(groups) asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory")
+#else
+#define word_products_wait(groups) ((void)(groups))
+#endif
+/* After the wait, of each four numbers of a product: what reads them stays behind it. */
+WORD void word_products_done(float c[4]) {
+  asm volatile("" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])::"memory");
+}
+WORD void word_show_shared(void) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* A matrix in shared memory: panels of 64 columns, rows of 128 bytes, whose words of 16 bytes lie where their number
+ * XOR the last three bits of the row says. `panel`: bytes from panel to panel. The address may lie a multiple of 32
+ * bytes after a multiple of 1024. */
+typedef uint64_t word_tile;
+WORD word_tile word_tile_at(const void *shared, uint32_t panel) {
+  return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(panel >> 4) << 16 |
+         ((uint32_t)__cvta_generic_to_shared(shared) >> 4 & 0x3FFF);
+}
+
+/* C[64,N] (+)= A[64,16] B, of which each warp has 16 rows of C as for mma m16n8k16. dots: A's rows x B's rows, from
+ * shared memory; C is overwritten where !add. values: A from registers, arranged as for mma; B[16,N] row by row. */
+#if __CUDA_ARCH_FEAT_SM90_ALL
+#define PRODUCTS_C4(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define PRODUCTS_C64                                                                                                   \
+  PRODUCTS_C4(0), PRODUCTS_C4(1), PRODUCTS_C4(2), PRODUCTS_C4(3), PRODUCTS_C4(4), PRODUCTS_C4(5), PRODUCTS_C4(6),      \
+      PRODUCTS_C4(7)
+#define PRODUCTS_C128                                                                                                  \
+  PRODUCTS_C64, PRODUCTS_C4(8), PRODUCTS_C4(9), PRODUCTS_C4(10), PRODUCTS_C4(11), PRODUCTS_C4(12), PRODUCTS_C4(13),    \
+      PRODUCTS_C4(14), PRODUCTS_C4(15)
+#define PRODUCTS_R64                                                                                                   \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                                             \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define PRODUCTS_64(type)                                                                                              \
+  WORD void word_dots_##type##_64(float c[][4], word_tile a, word_tile b, bool add) {                                  \
+    asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %34, 0;\n"                                                        \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." #type "." #type " {" PRODUCTS_R64                       \
+                 "}, %32, %33, p, 1, 1, 0, 0;\n}"                                                                      \
+                 : PRODUCTS_C64                                                                                        \
+                 : "l"(a), "l"(b), "r"((uint32_t)add)                                                                  \
+                 : "memory");                                                                                          \
+  }                                                                                                                    \
+  WORD void word_values_##type##_64(float c[][4], const uint32_t a[4], word_tile b) {                                  \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." #type "." #type " {" PRODUCTS_R64                       \
+                 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"                                                              \
+                 : PRODUCTS_C64                                                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                                                  \
+                 : "memory");                                                                                          \
+  }
+#define PRODUCTS_R128                                                                                                  \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                                             \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                                                   \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                                                   \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define PRODUCTS_128(type)                                                                                             \
+  WORD void word_dots_##type##_128(float c[][4], word_tile a, word_tile b, bool add) {                                 \
+    asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %66, 0;\n"                                                        \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." #type "." #type " {" PRODUCTS_R128                     \
+                 "}, %64, %65, p, 1, 1, 0, 0;\n}"                                                                      \
+                 : PRODUCTS_C128                                                                                       \
+                 : "l"(a), "l"(b), "r"((uint32_t)add)                                                                  \
+                 : "memory");                                                                                          \
+  }                                                                                                                    \
+  WORD void word_values_##type##_128(float c[][4], const uint32_t a[4], word_tile b) {                                 \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." #type "." #type " {" PRODUCTS_R128                     \
+                 "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"                                                              \
+                 : PRODUCTS_C128                                                                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                                                  \
+                 : "memory");                                                                                          \
+  }
+#else
+#define PRODUCTS_64(type)                                                                                              \
+  WORD void word_dots_##type##_64(float c[][4], word_tile a, word_tile b, bool add) {}                                 \
+  WORD void word_values_##type##_64(float c[][4], const uint32_t a[4], word_tile b) {}
+#define PRODUCTS_128(type)                                                                                             \
+  WORD void word_dots_##type##_128(float c[][4], word_tile a, word_tile b, bool add) {}                                \
+  WORD void word_values_##type##_128(float c[][4], const uint32_t a[4], word_tile b) {}
+#endif
+PRODUCTS_64(bf16)
+PRODUCTS_64(f16)
+PRODUCTS_128(bf16)
+PRODUCTS_128(f16)
 
 /* 16 bytes of global memory that this kernel only reads (or writes) once: kept out of L1, first to leave L2. */
 WORD uint4 word_load_once(const void *p) {

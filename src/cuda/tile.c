@@ -5,6 +5,7 @@
 #include "call.h"
 #include "driver.h"
 #include "rows.h"
+#include "tile_sm90.h"
 
 #include <stdio.h>
 
@@ -17,13 +18,16 @@ static const char *const entry_names[ENTRY_COUNT] = {"tile_forward_narrow", "til
 
 static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 
+static const char *const sm90_name = "tile_sm90";
+static void *sm90_kernels[TYPE_F64 + 1];
+
 static bool is_general(const attend_problem *p) {
   return p->scale <= 0 || attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) ||
          attend_has(p, OPERAND_SINK) || p->softcap > 0 || p->dropout_threshold;
 }
 
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
-static int64_t blocks_of(const attend_problem *p) { return (p->q_len + TILE_QUERIES - 1) / TILE_QUERIES; }
+static int64_t blocks_of(const attend_problem *p, int64_t queries) { return (p->q_len + queries - 1) / queries; }
 
 static const char *refusal(const attend_problem *p) {
   static const operand_id ids[] = {OPERAND_Q, OPERAND_K, OPERAND_V, OPERAND_OUT};
@@ -37,7 +41,7 @@ static const char *refusal(const attend_problem *p) {
   if (!aligned) return "rows that are not made of aligned 16-byte words";
   if (p->q_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
   if (p->k_len > INT32_MAX - TILE_KEYS) return "more than 2^31 keys";
-  return blocks_of(p) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
+  return blocks_of(p, TILE_QUERIES) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
 }
 
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
@@ -74,8 +78,47 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
   if (!status)
-    status = cuda_launch_shared(entries[entry], p->batch * p->heads * blocks_of(p), 32 * TILE_WARPS,
+    status = cuda_launch_shared(entries[entry], p->batch * p->heads * blocks_of(p, TILE_QUERIES), 32 * TILE_WARPS,
                                 is_wide(p) ? TILE_SHARED_WIDE : TILE_SHARED_NARROW, &call, stream);
+  cuda_leave(&scope);
+  return status;
+}
+
+static bool sm90_plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                      char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  const char *refused = refusal(p);
+  if (!refused && is_general(p)) refused = "options other than causal and a window";
+  if (!refused && is_wide(p)) refused = "a head of more than 64 columns";
+  int id = p->device.id;
+  if (!refused && cuda_capability(id) != 90) refused = "instructions of compute capability 9.0 only";
+  if (refused) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+    return false;
+  }
+  if (!cuda_serves(id, OLDEST_CAPABILITY, reason)) return false;
+  attend_status status = cuda_load(id, "tile_sm90", p->type, &sm90_name, 1, &sm90_kernels[p->type]);
+  if (!status) status = cuda_allow_shared(id, sm90_kernels[p->type], SM90_SHARED);
+  if (status) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+    return false;
+  }
+  choice->tile_q = SM90_QUERIES;
+  choice->tile_k = SM90_KEYS;
+  choice->alignment = ROW_BYTES;
+  choice->state = sm90_kernels[p->type];
+  return true;
+}
+
+static attend_status sm90_run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
+                              const attend_services *services, void *workspace, void *stream) {
+  (void)services;
+  cuda_call call = {*p, *o, workspace, {0}};
+  cuda_scope scope;
+  attend_status status = cuda_enter(p->device.id, &scope);
+  if (!status)
+    status = cuda_launch_shared(choice->state, p->batch * p->heads * blocks_of(p, SM90_QUERIES), SM90_THREADS,
+                                SM90_SHARED, &call, stream);
   cuda_leave(&scope);
   return status;
 }
@@ -86,6 +129,10 @@ static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]
 }
 
 static const attend_kernel_row rows[] = {
+    {"forward_f16_tile_sm90_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA, ATTEND_FORWARD, TYPE_F16, usable, sm90_plan,
+     sm90_run, NULL},
+    {"forward_bf16_tile_sm90_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA, ATTEND_FORWARD, TYPE_BF16, usable, sm90_plan,
+     sm90_run, NULL},
     {"forward_f16_tile_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA, ATTEND_FORWARD, TYPE_F16, usable, plan, run, NULL},
     {"forward_bf16_tile_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA, ATTEND_FORWARD, TYPE_BF16, usable, plan, run,
      NULL}};

@@ -6,6 +6,7 @@
 #include "cuda/short_bf16.cu"
 #include "cuda/decode_bf16.cu"
 #include "cuda/tile_bf16.cu"
+#include "cuda/tile_sm90_bf16.cu"
 #include "cuda/tile_backward_bf16.cu"
 
 fake_kernels fake_kernels_bf16() {

@@ -6,6 +6,7 @@
 #include "cuda/short_f16.cu"
 #include "cuda/decode_f16.cu"
 #include "cuda/tile_f16.cu"
+#include "cuda/tile_sm90_f16.cu"
 #include "cuda/tile_backward_f16.cu"
 
 fake_kernels fake_kernels_f16() {

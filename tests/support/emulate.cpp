@@ -104,7 +104,8 @@ void run_block(dim3 grid, dim3 block, dim3 index) {
       left += !lanes[running].done;
     }
     if (left && !progress) {
-      fprintf(stderr, "emulate: %zu lanes of block %u wait for a collective that the others do not reach\n", left, index.x);
+      fprintf(stderr, "emulate: %zu lanes of block %u wait for a collective that the others do not reach\n", left,
+              index.x);
       abort();
     }
   }
@@ -159,7 +160,8 @@ void emulate_mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, bool
     int row = g + 8 * (e / 2), column = 2 * t + e % 2;
     float sum = c[e];
     for (int k = 0; k < 16; k++) {
-      uint32_t x = emulate_from<operands>(deposits, 4 * (row % 8) + k % 8 / 2).a[row / 8 + 2 * (k / 8)] >> (16 * (k % 2));
+      uint32_t x =
+          emulate_from<operands>(deposits, 4 * (row % 8) + k % 8 / 2).a[row / 8 + 2 * (k / 8)] >> (16 * (k % 2));
       uint32_t y = emulate_from<operands>(deposits, 4 * column + k % 8 / 2).b[k / 8] >> (16 * (k % 2));
       x &= 0xFFFF, y &= 0xFFFF;
       sum += bf16 ? attend_f32_from_bf16((uint16_t)x) * attend_f32_from_bf16((uint16_t)y)
@@ -181,4 +183,41 @@ void emulate_load_matrices(uint32_t r[4], const void *shared_row, bool transpose
     }
     r[m] = half[0] | (uint32_t)half[1] << 16;
   }
+}
+
+/* Element (row, column) of a tile: the hardware swizzles addresses, not rows. */
+static float tile_element(const word_tile &tile, int row, int column, bool bf16) {
+  uintptr_t at =
+      (uintptr_t)tile.data + (size_t)(column / 64) * tile.panel + (size_t)row * 128 + (size_t)(column % 64) * 2;
+  at ^= (at >> 7 & 7) << 4;
+  uint16_t x = *(const uint16_t *)at;
+  return bf16 ? attend_f32_from_bf16(x) : attend_f32_from_f16(x);
+}
+
+void emulate_dots(float (*c)[4], int columns, word_tile a, word_tile b, bool add, bool bf16) {
+  int g = emulate_lane() / 4, t = emulate_lane() % 4, warp = (int)(threadIdx.x / 32 % 4);
+  for (int n = 0; n < columns / 8; n++)
+    for (int e = 0; e < 4; e++) {
+      float sum = add ? c[n][e] : 0;
+      for (int k = 0; k < 16; k++)
+        sum += tile_element(a, 16 * warp + g + 8 * (e / 2), k, bf16) * tile_element(b, 8 * n + 2 * t + e % 2, k, bf16);
+      c[n][e] = sum;
+    }
+  (void)emulate_exchange("", 1);
+}
+
+void emulate_values(float (*c)[4], int columns, const uint32_t a[4], word_tile b, bool bf16) {
+  struct operand {
+    uint32_t a[4];
+  } mine = {{a[0], a[1], a[2], a[3]}};
+  const void *deposits = emulate_exchange(&mine, sizeof mine);
+  int g = emulate_lane() / 4, t = emulate_lane() % 4;
+  for (int n = 0; n < columns / 8; n++)
+    for (int e = 0; e < 4; e++)
+      for (int k = 0; k < 16; k++) {
+        uint32_t x =
+            emulate_from<operand>(deposits, 4 * g + k % 8 / 2).a[e / 2 + 2 * (k / 8)] >> (16 * (k % 2)) & 0xFFFF;
+        c[n][e] += (bf16 ? attend_f32_from_bf16((uint16_t)x) : attend_f32_from_f16((uint16_t)x)) *
+                   tile_element(b, k, 8 * n + 2 * t + e % 2, bf16);
+      }
 }

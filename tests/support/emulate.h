@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* CUDA kernels on the CPU, for machines without a GPU: the words of src/cuda/ptx.h and CUDA's built-in names, for a
- * thread block whose lanes are coroutines. A kernel's source is included by a C++ test after this header; emulate() then
- * runs it block by block. Lanes meet in every collective word, so a collective that not all lanes of a warp reach is found
- * as a deadlock and reported. What it cannot show: races (lanes switch only at collectives), alignment faults, speed. */
+ * thread block whose lanes are coroutines. A kernel's source is included by a C++ test after this header; emulate()
+ * then runs it block by block. Lanes meet in every collective word, so a collective that not all lanes of a warp reach
+ * is found as a deadlock and reported. What it cannot show: races (lanes switch only at collectives), alignment faults,
+ * speed. */
 #ifndef ATTEND_EMULATE_H
 #define ATTEND_EMULATE_H
 
@@ -46,6 +47,7 @@ extern emulate_builtin emulate_now; /* of the lane that runs */
 #define UNROLLED_BY_2
 #define UNROLLED_BY_1
 #define DYNAMIC_SHARED(name) alignas(128) static char name[227 * 1024]
+#define DYNAMIC_SHARED_TILES(name) alignas(1024) static char name[227 * 1024]
 
 /* Run `lane` once for every thread of every block. Aborts with a message on a deadlock. */
 void emulate(dim3 grid, dim3 block, const std::function<void()> &lane);
@@ -116,13 +118,39 @@ WORD void word_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1
 WORD uint32_t word_transpose(uint32_t x) {
   const void *rows = emulate_exchange(&x, 4); /* element (r, c) is half c % 2 of lane 4 r + c / 2 */
   int g = emulate_lane() / 4, t = emulate_lane() % 4;
-  uint32_t lo = emulate_from<uint32_t>(rows, 4 * (2 * t) + g / 2), hi = emulate_from<uint32_t>(rows, 4 * (2 * t + 1) + g / 2);
+  uint32_t lo = emulate_from<uint32_t>(rows, 4 * (2 * t) + g / 2),
+           hi = emulate_from<uint32_t>(rows, 4 * (2 * t + 1) + g / 2);
   int shift = 16 * (g % 2);
   return ((lo >> shift) & 0xFFFF) | ((hi >> shift) & 0xFFFF) << 16;
 }
 void emulate_load_matrices(uint32_t r[4], const void *shared_row, bool transposed);
 WORD void word_load_matrices(uint32_t r[4], const void *row) { emulate_load_matrices(r, row, false); }
 WORD void word_load_matrices_transposed(uint32_t r[4], const void *row) { emulate_load_matrices(r, row, true); }
+
+struct word_tile {
+  const char *data;
+  uint32_t panel;
+};
+WORD word_tile word_tile_at(const void *shared, uint32_t panel) { return {(const char *)shared, panel}; }
+void emulate_dots(float (*c)[4], int columns, word_tile a, word_tile b, bool add, bool bf16);
+void emulate_values(float (*c)[4], int columns, const uint32_t a[4], word_tile b, bool bf16);
+#define PRODUCTS(type, columns)                                                                                        \
+  WORD void word_dots_##type##_##columns(float c[][4], word_tile a, word_tile b, bool add) {                           \
+    emulate_dots(c, columns, a, b, add, #type[0] == 'b');                                                              \
+  }                                                                                                                    \
+  WORD void word_values_##type##_##columns(float c[][4], const uint32_t a[4], word_tile b) {                           \
+    emulate_values(c, columns, a, b, #type[0] == 'b');                                                                 \
+  }
+PRODUCTS(bf16, 64)
+PRODUCTS(bf16, 128)
+PRODUCTS(f16, 64)
+PRODUCTS(f16, 128)
+#undef PRODUCTS
+WORD void word_products_begin(void) {}
+WORD void word_products_commit(void) {}
+#define word_products_wait(groups) ((void)(groups))
+WORD void word_products_done(float[4]) {}
+WORD void word_show_shared(void) {}
 
 WORD void word_copy_async(void *shared, const void *global, bool valid) {
   if (valid)
