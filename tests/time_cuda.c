@@ -288,7 +288,9 @@ static double read_bandwidth(double scale) {
 
 static void time_case(timing_case c, attend_direction direction, double scale, double ceiling) {
   static input_set sets[MOST_SETS];
-  if (scale < 1) c.batch = 1, c.k_len = c.k_len < 64 ? c.k_len : 64, c.q_len = c.q_len < 64 ? c.q_len : 64;
+  if (scale < 1)
+    c.heads /= c.kv_heads, c.kv_heads = c.batch = 1, c.k_len = c.k_len < 64 ? c.k_len : 64,
+                           c.q_len = c.q_len < 64 ? c.q_len : 64;
   execution e = {.direction = direction, .sets = sets, .set_count = 1};
   double bytes = make_set(&sets[0], &c, direction);
   while (scale == 1 && e.set_count < MOST_SETS && bytes * e.set_count < ROTATED_BYTES)
