@@ -22,7 +22,6 @@
 #define UNROLLED_BY_4 _Pragma("unroll 4")
 #define UNROLLED_BY_2 _Pragma("unroll 2")
 #define UNROLLED_BY_1 _Pragma("unroll 1")
-#define ROLLED _Pragma("unroll 1")
 /* The shared memory whose size the launch says. */
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
 #define DYNAMIC_SHARED_TILES(name) extern __shared__ __align__(1024) char name[] /* for word_tile_at */

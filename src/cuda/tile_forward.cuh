@@ -3,16 +3,17 @@
  * see, 64 at a time, with the online softmax (Milakov & Gimelshein 2018; Dao et al. 2022; the division of work among
  * warps is that of Dao 2023). While a tile of K and V is worked on, the next comes to the other half of shared memory.
  * A warp has 32 rows, not 16, because each fragment of K and V then serves two products: with 16, shared memory would
- * be read faster than it can be. A block whose output came out NaN does its keys again, carefully. */
+ * be read faster than it can be. A block whose output came out NaN is done again, carefully. */
 #ifndef ATTEND_CUDA_TILE_FORWARD_CUH
 #define ATTEND_CUDA_TILE_FORWARD_CUH
 
 #include "tile_shared.cuh"
 
-/* What an entry point fixes: chunks of 64 columns (1, 2), and whether all options are there. */
+/* What an entry point fixes: chunks of 64 columns (1, 2), whether all options are there, and whether hidden elements
+ * that are NaN or Inf are kept apart. */
 struct tile_kind {
   int chunks;
-  bool general;
+  bool general, careful;
 };
 
 /* Of the 32 rows of a warp: two groups of 16, of which a lane has rows g and g + 8 (`half`). */
@@ -94,7 +95,7 @@ WORD bool tile_bias(float &score, float y) {
 /* Adds the bias of 16 rows from `row` on, element by element: slow, and short in instructions. */
 WORD void tile_bias_elements(float c[8][4], uint64_t seen[2], const attend_problem &p, const attend_slice &s,
                              int64_t row, int64_t k0) {
-  ROLLED
+  UNROLLED_BY_1
   for (int at = 0; at < TILE_KEYS / 2; at++) {
     int64_t i = row + 8 * (at / 2 % 2) + lane_row(), j = k0 + 8 * (at / 4) + 2 * lane_column() + at % 2;
     float y = 0;
@@ -164,7 +165,7 @@ WORD uint64_t tile_mask(const attend_slice &s, int64_t i, int64_t k0) {
   int j = 2 * lane_column(), keys = s.k_len - k0 < TILE_KEYS ? (int)(s.k_len - k0) : TILE_KEYS;
   const char *row = s.mask.data + (i < s.q_len ? i : s.q_len - 1) * s.mask.row + k0 * s.mask.col;
   uint64_t allowed = 0;
-  ROLLED
+  UNROLLED_BY_1
   for (int n = 0; n < TILE_KEYS; n += 8)
     for (int e = 0; e < 2; e++)
       if (n + j + e < keys && row[(n + j + e) * s.mask.col]) allowed |= 1ull << (n + e);
@@ -217,7 +218,7 @@ WORD void tile_spare(float sum[2][4], const uint32_t positive[4], const uint32_t
  * narrow heads only. */
 WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32_t q[2][4][4], char *queries, char *k,
                     char *v, int64_t q0, int64_t k0, int64_t next_bias, bool inside, const tile_options &options,
-                    const bool careful, tile_state &state, const tile_kind kind) {
+                    tile_state &state, const tile_kind kind) {
   const int warp_row = (int)(threadIdx.x >> 5) * TILE_ROWS;
   const float unit = options.unit;
   const bool whole = k0 + TILE_KEYS <= s.k_len;
@@ -262,7 +263,8 @@ WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32
     }
     UNROLLED
     for (int m = 0; m < 2; m++)
-      tile_apply(c[m], seen[m], p, s, options, q0 + 16 * m, k0, ahead ? queries : NULL, warp_row + 16 * m, careful);
+      tile_apply(c[m], seen[m], p, s, options, q0 + 16 * m, k0, ahead ? queries : NULL, warp_row + 16 * m,
+                 kind.careful);
     if (ahead) {
       word_sync_warp();
       if (next_bias >= 0) tile_bias_copy(queries, s, q0, next_bias);
@@ -326,7 +328,7 @@ WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32
     for (int m = 0; m < 2; m++) {
       UNROLLED
       for (int r = 0; r < 4; r++) a[m][r] = pack(c[m][2 * x + r / 2][r % 2 * 2], c[m][2 * x + r / 2][r % 2 * 2 + 1]);
-      if (careful) {
+      if (kind.careful) {
         UNROLLED
         for (int r = 0; r < 4; r++) {
           bool first = sees(seen[m][r % 2], 2 * x + r / 2, 0), second = sees(seen[m][r % 2], 2 * x + r / 2, 1);
@@ -340,7 +342,7 @@ WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32
     for (int n = 0; n < 4 * kind.chunks; n++) {
       uint32_t b[4];
       tile_b(b, v, 16 * x, 2 * n, kind.chunks);
-      if (careful) {
+      if (kind.careful) {
         UNROLLED
         for (int m = 0; m < 2; m++) tile_spare(state.sum[m] + 2 * n, positive[m], zero[m], b);
         UNROLLED
@@ -357,8 +359,7 @@ WORD void tile_step(const attend_problem &p, const attend_slice &s, const uint32
 
 /* All keys of a block. Returns whether any output of the block is NaN. */
 WORD bool tile_keys(const attend_problem &p, const attend_slice &s, char *queries, int64_t block_first, int64_t first,
-                    int64_t last, const tile_range &range, const bool careful, tile_state &state,
-                    const tile_kind kind) {
+                    int64_t last, const tile_range &range, tile_state &state, const tile_kind kind) {
   const int head_dim = (int)p.head_dim, v_dim = (int)p.v_dim, bytes = 128 * kind.chunks * TILE_KEYS;
   const int64_t q0 = block_first + (threadIdx.x >> 5) * TILE_ROWS;
   const tile_options options = tile_options_of(p, s, kind);
@@ -375,7 +376,6 @@ WORD bool tile_keys(const attend_problem &p, const attend_slice &s, char *querie
     for (int n = 0; n < 8 * kind.chunks; n++) UNROLLED
     for (int e = 0; e < 4; e++) state.sum[m][n][e] = 0;
   }
-  word_sync_block(); /* until nobody reads the stages of an earlier pass */
   tile_copy(queries, TILE_QUERIES, s.q.data + 2 * block_first * s.q.row, s.q.row, s.q_len - block_first, head_dim,
             kind.chunks);
   tile_copy(stages, TILE_KEYS, s.k.data + 2 * first * s.k.row, s.k.row, s.k_len - first, head_dim, kind.chunks);
@@ -412,7 +412,7 @@ WORD bool tile_keys(const attend_problem &p, const attend_slice &s, char *querie
     word_copy_commit();
     if (k0 < range.seen_last && next > range.seen_first) {
       bool inside = k0 >= range.all_first && next <= range.all_last;
-      tile_step(p, s, q, queries, k, k + bytes, q0, k0, next_bias, inside, options, careful, state, kind);
+      tile_step(p, s, q, queries, k, k + bytes, q0, k0, next_bias, inside, options, state, kind);
     } else if (ahead) {
       if (next_bias >= 0) tile_bias_copy(queries, s, q0, next_bias);
       word_copy_commit();
@@ -427,7 +427,8 @@ WORD bool tile_keys(const attend_problem &p, const attend_slice &s, char *querie
   return word_sync_block_any(sum != sum);
 }
 
-WORD void tile_forward(const cuda_call &call, const tile_kind kind) {
+/* Returns whether an output is NaN: then nothing is written, unless `careful`. */
+WORD bool tile_forward(const cuda_call &call, const tile_kind kind) {
   DYNAMIC_SHARED(memory);
   const attend_problem &p = call.problem;
   uint32_t tiles = (uint32_t)((p.q_len + TILE_QUERIES - 1) / TILE_QUERIES);
@@ -435,7 +436,7 @@ WORD void tile_forward(const cuda_call &call, const tile_kind kind) {
   uint32_t pair = blockIdx.x / tiles, tile = tiles - 1 - blockIdx.x % tiles; /* the longest first */
   attend_slice s = slice_make(p, call.operands, pair / (uint32_t)p.heads, pair % (uint32_t)p.heads, key_rows);
   int64_t block_first = (int64_t)tile * TILE_QUERIES, q0 = block_first + (threadIdx.x >> 5) * TILE_ROWS;
-  if (block_first >= s.q_len) return;
+  if (block_first >= s.q_len) return false;
   int64_t top = block_first + TILE_QUERIES < s.q_len ? block_first + TILE_QUERIES - 1 : s.q_len - 1;
   attend_visible_range(&p, &s, block_first, &first, &unused);
   attend_visible_range(&p, &s, top, &unused, &last);
@@ -443,8 +444,7 @@ WORD void tile_forward(const cuda_call &call, const tile_kind kind) {
   tile_range range = tile_range_of(p, s, q0);
 
   tile_state state;
-  if (tile_keys(p, s, memory, block_first, first, last, range, false, state, kind))
-    tile_keys(p, s, memory, block_first, first, last, range, true, state, kind);
+  if (tile_keys(p, s, memory, block_first, first, last, range, state, kind) && !kind.careful) return true;
 
   const float unit = tile_options_of(p, s, kind).unit;
   UNROLLED
@@ -465,6 +465,7 @@ WORD void tile_forward(const cuda_call &call, const tile_kind kind) {
     if (s.lse && lane_column() == 0)
       ((float *)(void *)s.lse)[i * s.lse_row] = total == 0 ? -INFINITY : largest * unit * LN_2 + logf(total);
   }
+  return false;
 }
 
 #endif

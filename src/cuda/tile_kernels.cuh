@@ -3,9 +3,15 @@
 #include "tile_forward.cuh"
 #include "entry.h"
 
-#define TILE_ENTRIES(width, chunks)                                                                                    \
-  ENTRY(tile_forward_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, false}); }                             \
-  ENTRY(tile_forward_general_##width, 32 * TILE_WARPS, 2) { tile_forward(call, {chunks, true}); }
+#define TILE_ENTRY(name, chunks, general)                                                                              \
+  OUTLINED void SUFFIXED(tile_forward_again_##name, SUFFIX)(const cuda_call &call) {                                   \
+    tile_forward(call, {chunks, general, true});                                                                       \
+  }                                                                                                                    \
+  ENTRY(tile_forward_##name, 32 * TILE_WARPS, 2) {                                                                     \
+    if (tile_forward(call, {chunks, general, false})) SUFFIXED(tile_forward_again_##name, SUFFIX)(call);               \
+  }
 
-TILE_ENTRIES(narrow, 1)
-TILE_ENTRIES(wide, 2)
+TILE_ENTRY(narrow, 1, false)
+TILE_ENTRY(wide, 2, false)
+TILE_ENTRY(general_narrow, 1, true)
+TILE_ENTRY(general_wide, 2, true)

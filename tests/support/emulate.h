@@ -46,7 +46,6 @@ extern emulate_builtin emulate_now; /* of the lane that runs */
 #define UNROLLED_BY_4
 #define UNROLLED_BY_2
 #define UNROLLED_BY_1
-#define ROLLED
 #define DYNAMIC_SHARED(name) alignas(128) static char name[227 * 1024]
 #define DYNAMIC_SHARED_TILES(name) alignas(1024) static char name[227 * 1024]
 
