@@ -5,7 +5,8 @@
  *
  *   ATTEND_TEST_SECONDS=600 ATTEND_TEST_SEED=1000 tests/test_cuda     more problems, from another seed
  *   ATTEND_TEST_ONLY=forward_bf16_short_cuda …                        one kernel
- *   ATTEND_TEST_LARGE=0 …                                             nothing large: for compute-sanitizer */
+ *   ATTEND_TEST_LARGE=0 …                                             nothing large: for compute-sanitizer
+ *   ATTEND_TEST_NAME=backward_is_exact …                              one test; with a seed: one problem a type */
 #include "cuda/device.h"
 #include "support/gate.h"
 
@@ -520,6 +521,7 @@ int main(void) {
   bool emulated = !strcmp(gpu.name, "emulated GPU");
   if (emulated) band = 0;
   large = !emulated && from_environment("ATTEND_TEST_LARGE", 1) > 0;
+  if (getenv("ATTEND_TEST_NAME")) cmocka_set_test_filter(getenv("ATTEND_TEST_NAME"));
   const struct CMUnitTest tests[] = {cmocka_unit_test(forward_is_exact),
                                      cmocka_unit_test(backward_is_exact),
                                      cmocka_unit_test(sequences_do_not_know_each_other),
