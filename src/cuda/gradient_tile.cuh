@@ -1,25 +1,30 @@
 /* SPDX-License-Identifier: MIT */
-/* What the two kernels of backward in tiles share: rows staged in shared memory and their products with the rows that a
+/* What the kernels of backward in tiles share: rows staged in shared memory and their products with the rows that a
  * warp holds; scores, their gradients, and who sees whom; the gradients' way out. Included once for each element
  * type. */
 #ifndef ATTEND_CUDA_GRADIENT_TILE_CUH
 #define ATTEND_CUDA_GRADIENT_TILE_CUH
 
-#include "fragment.cuh"
+#include "gradient_options.cuh"
 #include "tile_backward.h"
 
-/* What an entry point fixes: warps of a block, tiles of 16 rows of a warp, chunks of 64 columns (1, 2), and whether all
- * options are there. */
+/* What an entry point fixes: warps of a block, tiles of 16 rows of a warp, chunks of 64 columns (1, 2), whether all
+ * options are there, and whether gradients of scores are wanted as the bias meets them: after softcap. */
 struct gradient_kind {
   int warps, tiles, chunks;
-  bool general;
+  bool general, capped;
 };
 
-enum { STAGE_UNITS = 512 /* of 16 bytes: 64 rows of 64 columns, or 32 of 128 */, GRADIENT_TILES = 2 };
+enum {
+  STAGE_UNITS = 512, /* of 16 bytes: 64 rows of 64 columns, or 32 of 128 */
+  GRADIENT_TILES = 2,
+  GRADIENT_WORDS = 256 /* of 32 pairs of a stage, where all options are there: then a block owns 128 rows at most */
+};
 
 struct gradient_memory {
-  uint4 rows[2][2][STAGE_UNITS]; /* [stage][Q or K; dO or V] */
-  uint4 values[2][2][16];        /* [stage][lse; delta] of 64 queries */
+  uint4 rows[2][2][STAGE_UNITS];       /* [stage][Q or K; dO or V] */
+  uint4 values[2][2][16];              /* [stage][lse; delta] of 64 queries */
+  uint32_t bits[2][2][GRADIENT_WORDS]; /* [stage][mask; kept] */
   int flags[8];
 };
 
@@ -48,6 +53,12 @@ WORD gradient_stream stream_of(const attend_matrix &m, int first, int columns, c
   int row = (int)threadIdx.x / stage_units(kind), unit = (int)threadIdx.x % stage_units(kind);
   gradient_stream s = {m.data + 2 * ((first + row) * m.row + 8 * unit), 2 * m.row, 8 * unit < columns};
   return s;
+}
+
+/* Of a stage, where all options are there. */
+WORD gradient_bits bits_of_stage(gradient_memory &memory, const int stage) {
+  gradient_bits bits = {memory.bits[stage][0], memory.bits[stage][1]};
+  return bits;
 }
 
 /* Copy a stage, of which `left` rows exist. */
@@ -160,48 +171,50 @@ WORD bool window_full(const gradient_window &w, int at, const int count, const i
   return at - (rows - 1) >= w.least && at + count - 1 <= w.most && w.rows >= rows && at + count <= w.columns;
 }
 
-/* 1 where query i keeps key j, else 0. */
-WORD float gradient_keep(const attend_problem &p, const attend_slice &s, int64_t i, int64_t j) {
-  int64_t block_number = 4 * (j >> 5) + (j >> 1 & 3);
-  uint32_t counter[4] = {(uint32_t)block_number, (uint32_t)(block_number >> 32), (uint32_t)i, (uint32_t)(i >> 32)};
-  uint32_t word[4];
-  attend_philox(counter, s.dropout_key, word);
-  uint32_t draw = j & 16 ? (j & 8 ? word[3] : word[2]) : (j & 8 ? word[1] : word[0]);
-  return (j & 1 ? draw >> 16 : draw & 0xFFFF) >= p.dropout_threshold ? 1.0f : 0.0f;
+/* Do row r and column col of a window exist and see each other? */
+WORD bool window_sees(const gradient_window &w, int r, int col) {
+  return col - r >= w.least && col - r <= w.most && r < w.rows && col < w.columns;
 }
 
-/* c: dot products of Q and K, d: of dO and V, for 16 rows (tile m of the warp) and 8 columns from `at` on. They become
- * P keep (not yet times 1/(1-dropout)) and dS. lse[] and delta[]: of columns e, or of rows g + 8 half. `full`: all
- * pairs exist and see each other. Returns who sees whom, a bit for each element. */
+/* c: dot products of Q and K, d: of dO and V, for 16 rows (tile m of the warp) and 8 columns from `at` on, without
+ * options. They become P and dS. lse[] and delta[]: of columns e, or of rows g + 8 half. `full`: all pairs exist and
+ * see each other. Returns who sees whom, a bit for each element. */
 WORD uint32_t gradient_scores(float c[4], float d[4], const float lse[2], const float delta[2], int m, int at,
-                              const bool full, const gradient_window &w, const attend_problem &p, const attend_slice &s,
-                              int row, int column, const bool owns_keys, const gradient_kind kind) {
+                              const bool full, const gradient_window &w, const attend_problem &p,
+                              const bool owns_keys) {
   const float unit = (float)p.scale * LOG2_E;
   uint32_t seen = 0;
   UNROLLED
   for (int e = 0; e < 4; e++) {
-    int r = 16 * m + lane_row() + 8 * (e >> 1), col = at + 2 * lane_column() + (e & 1);
     int value = owns_keys ? e & 1 : e >> 1;
-    bool sees = full || (col - r >= w.least && col - r <= w.most && r < w.rows && col < w.columns);
-    if (!full) sees = sees && lse[value] != NO_LSE;
-    float prob = 0, d_score = 0, keep = 1, drop = 1;
-    if (kind.general) {
-      int64_t i = owns_keys ? column + col : row + r, j = owns_keys ? row + r : column + col;
-      sees = sees && unmasked(p, s, i, j);
-      if (sees) {
-        pair_score x = score_of(p, s, i, j, c[e]);
-        prob = word_exp2(x.biased * LOG2_E - lse[value]);
-        if (p.dropout_threshold) keep = gradient_keep(p, s, i, j), drop = keep * (float)p.dropout_scale;
-        d_score = prob * (drop * d[e] - delta[value]) * x.d_capped;
-      }
-    } else {
-      prob = word_exp2(c[e] * unit - lse[value]);
-      d_score = prob * (d[e] - delta[value]);
-      if (!sees) prob = d_score = 0;
-    }
-    c[e] = prob * keep, d[e] = d_score;
+    bool sees = full || (window_sees(w, 16 * m + lane_row() + 8 * (e >> 1), at + 2 * lane_column() + (e & 1)) &&
+                         lse[value] != NO_LSE);
+    float prob = word_exp2(c[e] * unit - lse[value]);
+    c[e] = sees ? prob : 0, d[e] = sees ? prob * (d[e] - delta[value]) : 0;
     if (sees) seen |= 1u << e;
   }
+  return seen;
+}
+
+/* The same for 16 rows and 8 `count` columns, with options. lse[] and delta[]: of columns 8n + e % 2, or of rows e / 2.
+ * row, column: of the first element of the window. own: the lane's first row in the block. */
+WORD uint32_t gradient_general(float c[][4], float d[][4], const int count, const float *lse, const float *delta,
+                               int at, const gradient_window &w, const attend_problem &p, const attend_slice &s,
+                               int row, int column, int own, const gradient_bits &bits, const int words,
+                               const bool capped, const bool owns_keys) {
+  int r = lane_row(), col = at + 2 * lane_column();
+  uint32_t seen = 0, kept = 0;
+  float d_capped[8][4];
+  UNROLLED
+  for (int n = 0; n < count; n++) UNROLLED
+  for (int e = 0; e < 4; e++)
+    if (window_sees(w, r + 8 * (e >> 1), col + 8 * n + (e & 1)) && lse[owns_keys ? 8 * n + e % 2 : e / 2] != NO_LSE)
+      seen |= 1u << (4 * n + e);
+  int64_t i = owns_keys ? column + col : row + r, j = owns_keys ? row + r : column + col;
+  seen = gradient_add_options(c, d_capped, count, seen, p, s, i, j, owns_keys);
+  if (s.mask.data) seen &= gradient_lane_bits(bits.mask, count, own, at, words, owns_keys);
+  if (p.dropout_threshold) kept = gradient_lane_bits(bits.kept, count, own, at, words, owns_keys);
+  gradient_finish(c, d, lse, delta, d_capped, count, seen, kept, p, capped, owns_keys);
   return seen;
 }
 

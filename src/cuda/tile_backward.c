@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* Planning and launching backward in tiles on tensor cores: delta first, then the owners of keys, then of queries. */
+/* Planning and launching backward in tiles on tensor cores: delta first, then the owners of keys, of
+ * queries, of the bias, and the sinks. */
 #include "tile_backward.h"
+#include "tile_backward_sm90.h"
 
 #include "call.h"
 #include "driver.h"
@@ -17,6 +19,9 @@ typedef enum entry_id {
   QUERIES_WIDE,
   GENERAL, /* + one of the above */
   DELTA = 2 * GENERAL,
+  BIAS_NARROW,
+  BIAS_WIDE,
+  SINK,
   ENTRY_COUNT
 } entry_id;
 
@@ -28,9 +33,23 @@ static const char *const entry_names[ENTRY_COUNT] = {"tile_backward_keys_narrow"
                                                      "tile_backward_keys_general_wide",
                                                      "tile_backward_queries_general_narrow",
                                                      "tile_backward_queries_general_wide",
-                                                     "tile_backward_delta"};
+                                                     "tile_backward_delta",
+                                                     "tile_backward_bias_narrow",
+                                                     "tile_backward_bias_wide",
+                                                     "tile_backward_sink"};
 
 static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
+
+/* The same on sm_90. */
+static const char *const sm90_names[DELTA] = {"tile_backward_sm90_keys_narrow",
+                                              "tile_backward_sm90_keys_wide",
+                                              "tile_backward_sm90_queries_narrow",
+                                              "tile_backward_sm90_queries_wide",
+                                              "tile_backward_sm90_keys_general_narrow",
+                                              "tile_backward_sm90_keys_general_wide",
+                                              "tile_backward_sm90_queries_general_narrow",
+                                              "tile_backward_sm90_queries_general_wide"};
+static void *sm90_kernels[TYPE_F64 + 1][DELTA];
 
 /* A sink is in lse already. */
 static bool is_general(const attend_problem *p) {
@@ -39,24 +58,27 @@ static bool is_general(const attend_problem *p) {
 }
 
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
+static unsigned sm90_shared(const attend_problem *p) { return is_wide(p) ? ASYNC_SHARED_WIDE : ASYNC_SHARED_NARROW; }
 static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
 /* Of a block that owns keys, or queries. */
 static int64_t warps_of(const attend_problem *p, bool keys) {
+  if (is_general(p)) return GENERAL_WARPS;
   if (is_wide(p)) return keys ? KEYS_WARPS_WIDE : QUERIES_WARPS_WIDE;
   return keys ? KEYS_WARPS_NARROW : QUERIES_WARPS_NARROW;
 }
 static int64_t rows_of(const attend_problem *p, bool keys) {
   int64_t tiles = keys ? KEYS_TILES_NARROW : QUERIES_TILES_NARROW;
-  if (is_wide(p)) tiles = keys ? KEYS_TILES_WIDE : QUERIES_TILES_WIDE;
+  if (is_general(p))
+    tiles = 1;
+  else if (is_wide(p))
+    tiles = keys ? KEYS_TILES_WIDE : QUERIES_TILES_WIDE;
   return 16 * tiles * warps_of(p, keys);
 }
 
 static const char *refusal(const attend_problem *p) {
   static const operand_id ids[] = {OPERAND_Q,     OPERAND_K,   OPERAND_V,   OPERAND_OUT,
                                    OPERAND_D_OUT, OPERAND_D_Q, OPERAND_D_K, OPERAND_D_V};
-  if (attend_has(p, OPERAND_D_BIAS) || attend_has(p, OPERAND_D_SINK))
-    return "d_bias and d_sink are sums over sequences";
   if (p->head_dim > MOST_COLUMNS || p->v_dim > MOST_COLUMNS) return "a head of more than 128 columns";
   bool aligned = p->head_dim % 8 == 0 && p->v_dim % 8 == 0 && p->head_dim && p->v_dim;
   for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
@@ -70,10 +92,9 @@ static const char *refusal(const attend_problem *p) {
   return tiles_of(longest, 64) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
 }
 
-static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
-                 char reason[ATTEND_REASON_SIZE]) {
-  (void)row;
-  const char *refused = refusal(p);
+/* What all plans need: the kernels of tile_backward, of which those on sm_90 use delta and sinks. */
+static bool plan_with(const attend_problem *p, const char *refused, attend_choice *choice,
+                      char reason[ATTEND_REASON_SIZE]) {
   if (refused) {
     snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
     return false;
@@ -83,34 +104,79 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
-  choice->tile_q = rows_of(p, false);
-  choice->tile_k = rows_of(p, true);
   choice->alignment = ROW_BYTES;
   choice->workspace_bytes =
       2 * sizeof(float) * (size_t)(p->batch * p->heads * tiles_of(p->q_len, GRADIENT_PAD) * GRADIENT_PAD);
+  return true;
+}
+
+static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                 char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  if (!plan_with(p, refusal(p), choice, reason)) return false;
+  choice->tile_q = rows_of(p, false);
+  choice->tile_k = rows_of(p, true);
   choice->state = kernels[p->type];
   return true;
+}
+
+static bool sm90_plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                      char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  const char *refused = refusal(p);
+  int id = p->device.id;
+  if (!refused && cuda_capability(id) != 90) refused = "instructions of compute capability 9.0 only";
+  if (!plan_with(p, refused, choice, reason)) return false;
+  void **entries = sm90_kernels[p->type];
+  attend_status status = cuda_load(id, "tile_backward_sm90", p->type, sm90_names, DELTA, entries);
+  for (int i = is_wide(p); i < DELTA && !status; i += 2) status = cuda_allow_shared(id, entries[i], sm90_shared(p));
+  if (status) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+    return false;
+  }
+  choice->tile_q = choice->tile_k = 64 * (is_wide(p) ? ASYNC_GROUPS_WIDE : ASYNC_GROUPS_NARROW);
+  choice->state = entries;
+  return true;
+}
+
+/* A run is in a context of its device from `begin` to `end`, and stops at the first error. */
+typedef struct launcher {
+  const cuda_call *call;
+  void *stream;
+  attend_status status;
+} launcher;
+
+static void launch(launcher *l, void *kernel, int64_t blocks, int64_t threads, unsigned shared) {
+  if (!l->status) l->status = cuda_launch_shared(kernel, blocks, (unsigned)threads, shared, l->call, l->stream);
 }
 
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
   cuda_call call = {*p, *o, workspace, {0}};
-  void *const *entries = choice->state;
+  void *const *entries = kernels[p->type], *const *owners = choice->state;
+  bool sm90 = owners != entries;
+  unsigned shared = sm90 ? sm90_shared(p) : 0;
   int variant = (is_wide(p) ? KEYS_WIDE : KEYS_NARROW) + (is_general(p) ? GENERAL : 0);
+  int64_t pairs = p->batch * p->heads;
   cuda_scope scope;
-  attend_status status = cuda_enter(p->device.id, &scope);
-  if (!status)
-    status = cuda_launch(entries[DELTA], p->batch * p->heads * tiles_of(p->q_len, GRADIENT_PAD), GRADIENT_DELTA_THREADS,
-                         &call, stream);
-  if (!status && (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V)))
-    status = cuda_launch(entries[variant], p->batch * p->kv_heads * tiles_of(p->k_len, rows_of(p, true)),
-                         (unsigned)(32 * warps_of(p, true)), &call, stream);
-  if (!status && attend_has(p, OPERAND_D_Q))
-    status = cuda_launch(entries[variant + QUERIES_NARROW], p->batch * p->heads * tiles_of(p->q_len, rows_of(p, false)),
-                         (unsigned)(32 * warps_of(p, false)), &call, stream);
+  launcher l = {&call, stream, cuda_enter(p->device.id, &scope)};
+  launch(&l, entries[DELTA], pairs * tiles_of(p->q_len, GRADIENT_PAD), GRADIENT_DELTA_THREADS, 0);
+  if (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V))
+    launch(&l, owners[variant], p->batch * p->kv_heads * tiles_of(p->k_len, choice->tile_k),
+           sm90 ? 2 * choice->tile_k : 32 * warps_of(p, true), shared);
+  variant += QUERIES_NARROW;
+  if (attend_has(p, OPERAND_D_Q))
+    launch(&l, owners[variant], pairs * tiles_of(p->q_len, choice->tile_q),
+           sm90 ? 2 * choice->tile_q : 32 * warps_of(p, false), shared);
+  const int64_t *shape = p->bias_shape;
+  if (attend_has(p, OPERAND_D_BIAS))
+    launch(&l, entries[is_wide(p) ? BIAS_WIDE : BIAS_NARROW],
+           shape[0] * shape[1] * tiles_of(shape[2], 16 * BIAS_WARPS) * tiles_of(shape[3], BIAS_KEYS), 32 * BIAS_WARPS,
+           0);
+  if (attend_has(p, OPERAND_D_SINK)) launch(&l, entries[SINK], p->heads, GRADIENT_SINK_THREADS, 0);
   cuda_leave(&scope);
-  return status;
+  return l.status;
 }
 
 static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
@@ -118,10 +184,14 @@ static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]
   return cuda_usable(reason);
 }
 
-static const attend_kernel_row rows[] = {{"backward_f16_tile_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA,
-                                          ATTEND_BACKWARD, TYPE_F16, usable, plan, run, NULL},
-                                         {"backward_bf16_tile_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA,
-                                          ATTEND_BACKWARD, TYPE_BF16, usable, plan, run, NULL}};
+#define ROW(dtype, TYPE, variant, plan)                                                                                \
+  {                                                                                                                    \
+    "backward_" #dtype "_" #variant "_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA, ATTEND_BACKWARD, TYPE, usable,     \
+        plan, run, NULL                                                                                                \
+  }
+static const attend_kernel_row rows[] = {ROW(f16, TYPE_F16, tile_sm90, sm90_plan),
+                                         ROW(bf16, TYPE_BF16, tile_sm90, sm90_plan), ROW(f16, TYPE_F16, tile, plan),
+                                         ROW(bf16, TYPE_BF16, tile, plan)};
 
 attend_kernel_table cuda_tile_backward_rows(void) {
   return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)};

@@ -7,6 +7,7 @@
  *   keys wide       128              16              64          2              32
  *   queries narrow  64               32              128         2              64
  *   queries wide    128              16              64          2              32
+ *   general, all    128              16              64          2              64, or 32 of 128 columns
  */
 #ifndef ATTEND_CUDA_TILE_BACKWARD_H
 #define ATTEND_CUDA_TILE_BACKWARD_H
@@ -18,7 +19,10 @@ enum {
   QUERIES_WARPS_NARROW = 4, QUERIES_TILES_NARROW = 2, QUERIES_BLOCKS_NARROW = 2,
   QUERIES_WARPS_WIDE = 4,   QUERIES_TILES_WIDE = 1,   QUERIES_BLOCKS_WIDE = 2,
   GRADIENT_PAD = 64, /* delta and lse of a sequence take a multiple of so many reals of the workspace */
-  GRADIENT_DELTA_THREADS = 128
+  GRADIENT_DELTA_THREADS = 128,
+  GRADIENT_SINK_THREADS = 256,
+  GENERAL_WARPS = 4, /* of a block where all options are there; each owns 16 rows */
+  BIAS_WARPS = 4, BIAS_KEYS = 64, /* a block owns so many times 16 rows, and columns, of dBias */
 };
 /* clang-format on */
 

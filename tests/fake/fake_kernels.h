@@ -55,6 +55,13 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(tile_backward_keys_general_narrow_##type), FAKE_NAMED(tile_backward_queries_narrow_##type),           \
       FAKE_NAMED(tile_backward_queries_general_narrow_##type), FAKE_NAMED(tile_backward_keys_wide_##type),             \
       FAKE_NAMED(tile_backward_keys_general_wide_##type), FAKE_NAMED(tile_backward_queries_wide_##type),               \
-      FAKE_NAMED(tile_backward_queries_general_wide_##type)
+      FAKE_NAMED(tile_backward_queries_general_wide_##type), FAKE_NAMED(tile_backward_bias_narrow_##type),             \
+      FAKE_NAMED(tile_backward_bias_wide_##type), FAKE_NAMED(tile_backward_sink_##type),                               \
+      FAKE_NAMED(tile_backward_sm90_keys_narrow_##type), FAKE_NAMED(tile_backward_sm90_keys_wide_##type),              \
+      FAKE_NAMED(tile_backward_sm90_queries_narrow_##type), FAKE_NAMED(tile_backward_sm90_queries_wide_##type),        \
+      FAKE_NAMED(tile_backward_sm90_keys_general_narrow_##type),                                                       \
+      FAKE_NAMED(tile_backward_sm90_keys_general_wide_##type),                                                         \
+      FAKE_NAMED(tile_backward_sm90_queries_general_narrow_##type),                                                    \
+      FAKE_NAMED(tile_backward_sm90_queries_general_wide_##type)
 
 #endif

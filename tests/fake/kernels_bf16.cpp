@@ -8,6 +8,7 @@
 #include "cuda/tile_bf16.cu"
 #include "cuda/tile_sm90_bf16.cu"
 #include "cuda/tile_backward_bf16.cu"
+#include "cuda/tile_backward_sm90_bf16.cu"
 
 fake_kernels fake_kernels_bf16() {
   static const fake_kernel kernels[] = {FAKES_EFFICIENT(bf16), FAKES_SHORT(bf16), FAKES_DECODE(bf16), FAKES_TILE(bf16),

@@ -8,6 +8,7 @@
 #include "cuda/tile_f16.cu"
 #include "cuda/tile_sm90_f16.cu"
 #include "cuda/tile_backward_f16.cu"
+#include "cuda/tile_backward_sm90_f16.cu"
 
 fake_kernels fake_kernels_f16() {
   static const fake_kernel kernels[] = {FAKES_EFFICIENT(f16), FAKES_SHORT(f16), FAKES_DECODE(f16), FAKES_TILE(f16),
