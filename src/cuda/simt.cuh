@@ -28,7 +28,7 @@ struct simt_place {
   int turn;                      /* which of the two chunks is read next */
 };
 
-WORD simt_place simt_place_of(float *memory, const int columns) {
+WORD simt_place simt_place_of(float *memory, const int columns, const int matrices) {
   simt_place t;
   int lane = (int)(threadIdx.x & 31);
   t.lanes = columns / 8;
@@ -39,8 +39,9 @@ WORD simt_place simt_place_of(float *memory, const int columns) {
   t.warp_first = t.thread / 32 * (2048 / columns);
   t.first = t.warp_first + 4 * (lane & 1) + (columns == 64 ? lane & 16 : 0);
   t.own = memory;
-  t.weights = memory + SIMT_OWN(columns) + t.team * SIMT_OWN(columns);
-  t.chunks = memory + (1 + SIMT_TEAMS(columns)) * SIMT_OWN(columns) + t.team * 2 * SIMT_CHUNK(columns);
+  t.weights = memory + matrices * SIMT_OWN(columns) + t.team * SIMT_WEIGHTS(columns);
+  t.chunks = memory + matrices * SIMT_OWN(columns) + SIMT_TEAMS(columns) * SIMT_WEIGHTS(columns) +
+             t.team * 2 * SIMT_CHUNK(columns);
   t.turn = 0;
   return t;
 }
@@ -117,15 +118,17 @@ WORD const float *simt_chunk(simt_place &t, const simt_source &now, int64_t firs
   return here;
 }
 
-/* The owner's rows from `first` on, by all threads of the block. */
+/* The owner's rows from `first` on, transposed: [column][row], by all threads of the block. So a thread's factors of
+ * one multiply-add lie in different banks of registers: reads of 16 bytes along the rows here, along the sum there. */
 WORD void simt_take(float *to, const attend_matrix &m, int64_t first, int64_t end, int64_t width, const int columns) {
-  for (int e = (int)threadIdx.x; e < SIMT_ROWS * columns / 4; e += SIMT_THREADS) {
-    int row = e / (columns / 4), column = e % (columns / 4) * 4;
-    int64_t j = first + row;
-    word_copy_async(to + row * SIMT_STRIDE(columns) + column, m.data + 4 * (j * m.row + column),
-                    j < end && column < width);
+  const int row = (int)threadIdx.x % SIMT_ROWS;
+  for (int column = (int)threadIdx.x / SIMT_ROWS * 4; column < columns; column += 4 * (SIMT_THREADS / SIMT_ROWS)) {
+    simt_four x = {{0, 0, 0, 0}};
+    if (first + row < end && column < width)
+      x = simt_load((const float *)(const void *)m.data + (first + row) * m.row + column);
+    UNROLLED
+    for (int e = 0; e < 4; e++) to[(column + e) * SIMT_ROWS + row] = x.at[e];
   }
-  word_copy_commit();
 }
 
 /* ---- Products ---- */
@@ -139,19 +142,22 @@ WORD void simt_dots(float product[8][8], const float *own, simt_place &t, const 
   UNROLLED_BY_1
   for (int number = 0; number < columns / SIMT_DEPTH; number++) {
     const float *b = simt_chunk(t, now, first, number, next, next_first, columns) + t.x * (SIMT_DEPTH + SIMT_PAD);
-    const float *a = own + t.first * SIMT_STRIDE(columns) + number * SIMT_DEPTH;
+    const float *a = own + number * SIMT_DEPTH * SIMT_ROWS + t.first;
     if (idle) continue;
     UNROLLED_BY_2
     for (int k = 0; k < SIMT_DEPTH; k += 4) {
-      simt_four x[8];
+      simt_four x[4][2];
       UNROLLED
-      for (int r = 0; r < 8; r++) x[r] = simt_load(a + (8 * (r / 4) + r % 4) * SIMT_STRIDE(columns) + k);
+      for (int e = 0; e < 4; e++) {
+        x[e][0] = simt_load(a + (k + e) * SIMT_ROWS);
+        x[e][1] = simt_load(a + (k + e) * SIMT_ROWS + 8);
+      }
       UNROLLED
       for (int c = 0; c < 8; c++) {
         simt_four y = simt_load(b + t.lanes * c * (SIMT_DEPTH + SIMT_PAD) + k);
         UNROLLED
         for (int e = 0; e < 4; e++) UNROLLED
-        for (int r = 0; r < 8; r++) product[r][c] += x[r].at[e] * y.at[e];
+        for (int r = 0; r < 8; r++) product[r][c] += x[e][r / 4].at[r % 4] * y.at[e];
       }
     }
   }
@@ -210,17 +216,18 @@ WORD simt_sight simt_sight_of(const attend_problem &p, const attend_slice &s, in
   return i + queries <= s.q_len && first[1] <= j && last[0] >= j + keys ? SIMT_ALL : SIMT_SOME;
 }
 
-/* Bit 8 r + c: does query q0 + row r see key k0 + column c? */
-WORD uint64_t simt_seen(const attend_problem &p, const attend_slice &s, const simt_place &t, int64_t q0, int64_t k0) {
+/* Bit 8 r + c: do row r of own and inner row c see each other? */
+WORD uint64_t simt_seen(const attend_problem &p, const attend_slice &s, const simt_place &t, int64_t own0,
+                        int64_t inner0, const bool keys_own) {
   uint64_t seen = 0;
   UNROLLED_BY_1
-  for (int r = 0; r < 8; r++) {
-    int64_t i = q0 + simt_row(t, r), first = 0, last = 0;
+  for (int q = 0; q < 8; q++) {
+    int64_t i = keys_own ? inner0 + simt_column(t, q) : own0 + simt_row(t, q), first = 0, last = 0;
     if (i < s.q_len) attend_visible_range(&p, &s, i, &first, &last);
     UNROLLED
-    for (int c = 0; c < 8; c++) {
-      int64_t j = k0 + simt_column(t, c);
-      if (j >= first && j < last) seen |= (uint64_t)1 << (8 * r + c);
+    for (int k = 0; k < 8; k++) {
+      int64_t j = keys_own ? own0 + simt_row(t, k) : inner0 + simt_column(t, k);
+      if (j >= first && j < last) seen |= (uint64_t)1 << (keys_own ? 8 * k + q : 8 * q + k);
     }
   }
   return seen;
@@ -233,10 +240,11 @@ WORD void simt_hide(float x[8][8], uint64_t seen, float value) {
 
 /* ---- Sums of the teams ---- */
 
-/* Add to team 0's sums those of the others, each row times factor[team][row]; `parts` holds (teams - 1) * 64 rows. All
+/* Add to team 0's sums those of the others, each row times factors[team][row]; `parts` holds (teams - 1) * 64 rows. All
  * threads of the block call it. */
 WORD void simt_gather(float sum[8][8], float *parts, const float *factors, const simt_place &t, const int columns) {
   word_sync_block();
+  word_sync_block(); /* one is enough, but racecheck loses sight of teams that wait at it for others' barriers */
   if (t.team > 0) {
     UNROLLED
     for (int r = 0; r < 8; r++) UNROLLED
@@ -249,11 +257,11 @@ WORD void simt_gather(float sum[8][8], float *parts, const float *factors, const
   if (t.team > 0) return;
   UNROLLED
   for (int r = 0; r < 8; r++) {
-    UNROLLED
+    if (factors) UNROLLED
     for (int c = 0; c < 8; c++) sum[r][c] *= factors[simt_row(t, r)];
     for (int team = 1; team < SIMT_TEAMS(columns); team++) {
       const float *row = parts + ((team - 1) * SIMT_ROWS + simt_row(t, r)) * SIMT_STRIDE(columns);
-      float factor = factors[team * SIMT_ROWS + simt_row(t, r)];
+      float factor = factors ? factors[team * SIMT_ROWS + simt_row(t, r)] : 1;
       UNROLLED
       for (int c = 0; c < 8; c += 4) {
         simt_four x = simt_load(row + simt_position(t, c));
@@ -264,15 +272,17 @@ WORD void simt_gather(float sum[8][8], float *parts, const float *factors, const
   }
 }
 
-/* A row of team 0's sums times `factor` to memory. */
-WORD void simt_put(char *row, const float sum[8], float factor, int64_t width, const simt_place &t) {
+/* A row of team 0's sums times `factor` to memory, or added to what is there. */
+WORD void simt_put(char *row, const float sum[8], float factor, int64_t width, bool accumulate, const simt_place &t) {
   UNROLLED
   for (int c = 0; c < 8; c += 4) {
     if (simt_position(t, c) >= width) continue;
-    simt_four x;
+    float *to = (float *)(void *)row + simt_position(t, c);
+    simt_four x = {{0, 0, 0, 0}};
+    if (accumulate) x = simt_load(to);
     UNROLLED
-    for (int e = 0; e < 4; e++) x.at[e] = sum[c + e] * factor;
-    simt_store((float *)(void *)row + simt_position(t, c), x);
+    for (int e = 0; e < 4; e++) x.at[e] += sum[c + e] * factor;
+    simt_store(to, x);
   }
 }
 

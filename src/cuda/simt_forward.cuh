@@ -32,7 +32,7 @@ WORD void simt_forward_pass(const cuda_call &call, const attend_slice &s, int64_
     if (sight != SIMT_NONE) {
       uint64_t seen = ~(uint64_t)0;
       if (sight == SIMT_SOME) {
-        seen = simt_seen(p, s, t, q0, k0);
+        seen = simt_seen(p, s, t, q0, k0, false);
         simt_hide(w, seen, -INFINITY);
       }
       UNROLLED
@@ -56,7 +56,7 @@ WORD void simt_forward_pass(const cuda_call &call, const attend_slice &s, int64_
   }
   word_copy_wait(0);
   word_sync_block(); /* all chunks and weights are free: parts and factors lie there */
-  float *parts = t.own + SIMT_OWN(columns), *factors = parts + (SIMT_TEAMS(columns) - 1) * SIMT_OWN(columns),
+  float *parts = t.own + SIMT_OWN(columns), *factors = parts + (SIMT_TEAMS(columns) - 1) * SIMT_WEIGHTS(columns),
         *tops = factors + SIMT_TEAMS(columns) * SIMT_ROWS, *totals = tops + SIMT_TEAMS(columns) * SIMT_ROWS;
   UNROLLED
   for (int r = 0; r < 8; r++) {
@@ -90,10 +90,9 @@ WORD void simt_forward(const cuda_call &call, const int columns) {
   attend_slice s = slice_make(p, call.operands, pair / p.heads, pair % p.heads, key_rows);
   int64_t q0 = tile * SIMT_ROWS;
   if (q0 >= s.q_len) return;
-  simt_place t = simt_place_of((float *)(void *)memory, columns);
+  simt_place t = simt_place_of((float *)(void *)memory, columns, 1);
   float sum[8][8], largest[8], total[8];
   simt_take(t.own, s.q, q0, s.q_len, p.head_dim, columns);
-  word_copy_wait(0);
   word_sync_block();
   simt_forward_pass(call, s, q0, t, sum, largest, total, false, columns);
   bool nan = false;
@@ -106,7 +105,7 @@ WORD void simt_forward(const cuda_call &call, const int columns) {
   for (int r = 0; r < 8; r++) {
     int64_t i = q0 + simt_row(t, r);
     if (i >= s.q_len) continue;
-    simt_put(s.out.data + 4 * i * s.out.row, sum[r], total[r] == 0 ? 0 : 1 / total[r], p.v_dim, t);
+    simt_put(s.out.data + 4 * i * s.out.row, sum[r], total[r] == 0 ? 0 : 1 / total[r], p.v_dim, false, t);
     if (s.lse && t.x == 0)
       ((float *)(void *)s.lse)[i * s.lse_row] = total[r] == 0 ? -INFINITY : largest[r] * LN_2 + logf(total[r]);
   }

@@ -37,7 +37,10 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(short_backward_general_16_##type), FAKE_NAMED(short_backward_general_32_##type),                      \
       FAKE_NAMED(short_forward_24_##type), FAKE_NAMED(short_backward_24_##type)
 
-#define FAKES_SIMT(type) FAKE_NAMED(simt_forward_narrow_##type), FAKE_NAMED(simt_forward_wide_##type)
+#define FAKES_SIMT(type)                                                                                               \
+  FAKE_NAMED(simt_forward_narrow_##type), FAKE_NAMED(simt_forward_wide_##type),                                        \
+      FAKE_NAMED(simt_backward_keys_narrow_##type), FAKE_NAMED(simt_backward_keys_wide_##type),                        \
+      FAKE_NAMED(simt_backward_queries_narrow_##type), FAKE_NAMED(simt_backward_queries_wide_##type)
 
 #define FAKES_DECODE(type)                                                                                             \
   FAKE_NAMED(decode_8_narrow_##type), FAKE_NAMED(decode_8_wide_##type), FAKE_NAMED(decode_16_narrow_##type),           \
