@@ -411,12 +411,12 @@ static void heads_may_lie_far_apart(void **state) {
 /* NaN in rows that causal and kv_len hide: rows that do not see them are as the reference says, the others NaN. */
 static void hidden_values_do_not_matter(void **state) {
   (void)state;
-  static const int64_t shapes[][2] = {{5, 7}, {16, 16}, {20, 31}, {2, 600}, {40, 64}};
+  static const int64_t shapes[][2] = {{5, 7}, {16, 16}, {20, 31}, {2, 600}, {40, 64}, {130, 300}};
   static test_problem p;
   static run_outputs reference, naive[NAIVE_ORDERS], outputs;
   for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
     for (int t = 0; t < 3; t++)
-      for (int s = 0; s < 5; s++) {
+      for (int s = 0; s < 6; s++) {
         problem_spec spec = {.seed = 11,
                              .dtype = types[t].dtype,
                              .batch = 3,

@@ -186,6 +186,38 @@ WORD void word_show_shared(void) {
 #endif
 }
 
+/* Barriers in shared memory: a phase ends when `count` threads arrived; waits for the end of the phase of that parity,
+ * where the phase before the first counts as ended. What was written before an arrival is seen after the wait. */
+WORD void word_phase_init(uint64_t *barrier, uint32_t count) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"((uint32_t)__cvta_generic_to_shared(barrier)), "r"(count)
+               : "memory");
+#endif
+}
+WORD void word_phase_arrive(uint64_t *barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"((uint32_t)__cvta_generic_to_shared(barrier))
+               : "memory");
+#endif
+}
+WORD void word_phase_wait(uint64_t *barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{\n .reg .pred p;\nagain:\n mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n @p bra done;\n"
+               " bra again;\ndone:\n}" ::"r"((uint32_t)__cvta_generic_to_shared(barrier)),
+               "r"(parity)
+               : "memory");
+#endif
+}
+
+/* How many registers each thread of four warps keeps; what some give back, others may take. */
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define word_registers_give(kept) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)(kept)))
+#define word_registers_take(kept) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)(kept)))
+#else
+#define word_registers_give(kept) ((void)(kept))
+#define word_registers_take(kept) ((void)(kept))
+#endif
+
 /* A matrix in shared memory: panels of 64 columns, rows of 128 bytes, whose words of 16 bytes lie where their number
  * XOR the last three bits of the row says. `panel`: bytes from panel to panel. The address may lie a multiple of 32
  * bytes after a multiple of 1024. */

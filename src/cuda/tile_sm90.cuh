@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* Forward in tiles through the asynchronous products of sm_90 (the overlap is that of Shah et al. 2024): a group of
- * four warps owns 64 queries, the groups of a block share tiles of keys. While the tensor cores multiply the weights of
- * one tile with its values, the warps turn the scores of the next into weights. A block whose output came out NaN does
- * its keys again, carefully and one step after the other. */
+/* Forward in tiles through the asynchronous products of sm_90, with the division of work of Shah et al. 2024: a group
+ * of four warps owns 64 queries, the groups of a block share tiles of keys, and one more group copies these. A group
+ * multiplies the weights of one tile with its values while it turns the scores of the next into weights; and the groups
+ * take turns, so that one computes weights while the tensor cores multiply for another. A block whose output came out
+ * NaN does its keys again, carefully and one step after the other. */
 #ifndef ATTEND_CUDA_TILE_SM90_CUH
 #define ATTEND_CUDA_TILE_SM90_CUH
 
 #include "fragment.cuh"
 #include "tile_sm90.h"
 
-/* What an entry point fixes: panels of 64 columns (1, 2) and keys of a tile (64, 128). */
+/* What an entry point fixes: panels of 64 columns (1, 2), keys of a tile, groups, places for tiles of keys and of
+ * values. */
 struct sm90_kind {
-  int panels, keys;
+  int panels, keys, groups, stages;
 };
 
 /* Of a lane's rows g and g + 8. `largest` is in units in which 1 is log 2 / unit. */
@@ -24,30 +26,96 @@ struct sm90_rows {
   int from[2], to[2], all_first, all_last;
 };
 
-/* Where the tiles lie: one of queries, two of keys, two of values. */
-struct sm90_tiles {
-  char *q, *k[2], *v[2];
+/* Shared memory: one tile of queries, the places for tiles of keys and of values, and barriers: a place is full, a
+ * place is free again, a group has its turn. */
+struct sm90_shared {
+  char *q, *k, *v;
+  uint64_t *k_full, *v_full, *k_free, *v_free, *turn;
+  uint32_t *bad; /* a NaN came out */
+};
+WORD sm90_shared sm90_shared_of(char *memory, const sm90_kind kind) {
+  const int row = 128 * kind.panels, q = 64 * kind.groups * row, tiles = kind.stages * kind.keys * row;
+  uint64_t *b = (uint64_t *)(void *)(memory + q + 2 * tiles);
+  const int n = kind.stages;
+  sm90_shared m = {memory,    memory + q, memory + q + tiles,
+                   b,         b + n,      b + 2 * n,
+                   b + 3 * n, b + 4 * n,  (uint32_t *)(void *)(b + 4 * n + kind.groups)};
+  return m;
+}
+WORD void sm90_shared_begin(const sm90_shared &m, const sm90_kind kind) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kind.stages; i++) {
+      word_phase_init(m.k_full + i, 128), word_phase_init(m.v_full + i, 128);
+      word_phase_init(m.k_free + i, 4 * kind.groups), word_phase_init(m.v_free + i, 4 * kind.groups);
+    }
+    for (int i = 0; i < kind.groups; i++) word_phase_init(m.turn + i, 4);
+    *m.bad = 0;
+  }
+  word_sync_block();
+}
+
+/* The keys [first, last) that a block sees, in tiles. */
+struct sm90_range {
+  int64_t first;
+  int tiles;
 };
 
-/* Start copying rows first .. first + rows - 1 of a matrix. Those from `end` on become 0, and nothing of them is read.
- */
+/* Start copying rows first .. first + rows - 1 of a matrix by `threads` threads. Those from `end` on become 0, and
+ * nothing of them is read. */
 WORD void sm90_copy(char *tile, const int rows, const attend_matrix &m, int64_t first, int64_t end, int columns,
-                    const int panels) {
-  const int words = 8 * panels, step = SM90_THREADS / words;
-  int word = (int)threadIdx.x % words, row = (int)threadIdx.x / words;
+                    int thread, const int threads, const sm90_kind kind) {
+  const int words = 8 * kind.panels, step = threads / words;
+  int word = thread % words, row = thread / words;
   const char *from = m.data + 2 * ((first + row) * m.row) + 16 * word;
   char *to = tile + (word >> 3) * rows * 128;
+  int valid = first + rows <= end ? rows : end > first ? (int)(end - first) : 0;
+  if (8 * word >= columns) valid = 0;
   UNROLLED
   for (int n = 0; n < (rows + step - 1) / step; n++, row += step, from += 2 * step * m.row)
-    if (rows % step == 0 || row < rows)
-      word_copy_async(to + row * 128 + (((word ^ row) & 7) << 4), from, first + row < end && 8 * word < columns);
+    if (rows % step == 0 || row < rows) word_copy_async(to + row * 128 + (((word ^ row) & 7) << 4), from, row < valid);
+}
+
+/* All copies of a block, by the last group: queries, then keys always one tile ahead of values. A tile is shown when
+ * its copy has arrived, which is looked at after the next was started. */
+WORD void sm90_copies(const attend_problem &p, const attend_slice &s, const sm90_shared &m, int64_t block_first,
+                      const sm90_range &range, const sm90_kind kind) {
+  const int head_dim = (int)p.head_dim, v_dim = (int)p.v_dim, bytes = 128 * kind.panels * kind.keys;
+  int thread = (int)threadIdx.x & 127;
+  sm90_copy(m.q, 64 * kind.groups, s.q, block_first, s.q_len, head_dim, thread, 128, kind);
+  sm90_copy(m.k, kind.keys, s.k, range.first, s.k_len, head_dim, thread, 128, kind);
+  word_copy_commit();
+  uint64_t *arriving = m.k_full;
+  int64_t k0 = range.first;
+  for (int t = 0, place = 0, parity = 1; t < range.tiles; t++, k0 += kind.keys) {
+    int next = place + 1 == kind.stages ? 0 : place + 1, next_parity = next ? parity : parity ^ 1;
+    if (t + 1 < range.tiles) {
+      word_phase_wait(m.k_free + next, (uint32_t)next_parity);
+      sm90_copy(m.k + next * bytes, kind.keys, s.k, k0 + kind.keys, s.k_len, head_dim, thread, 128, kind);
+      word_copy_commit();
+      word_copy_wait(1);
+      word_show_shared();
+      word_phase_arrive(arriving);
+      arriving = m.k_full + next;
+    }
+    word_phase_wait(m.v_free + place, (uint32_t)parity);
+    sm90_copy(m.v + place * bytes, kind.keys, s.v, k0, s.k_len, v_dim, thread, 128, kind);
+    word_copy_commit();
+    word_copy_wait(1);
+    word_show_shared();
+    word_phase_arrive(arriving);
+    arriving = m.v_full + place;
+    place = next, parity = next_parity;
+  }
+  word_copy_wait(0);
+  word_show_shared();
+  word_phase_arrive(arriving);
 }
 
 WORD void sm90_dots(float c[16][4], const char *q, const char *k, const sm90_kind kind) {
   word_products_begin();
   UNROLLED
   for (int x = 0; x < 4 * kind.panels; x++) {
-    word_tile a = word_tile_at(q + (x >> 2) * SM90_QUERIES * 128 + 32 * (x & 3), 0);
+    word_tile a = word_tile_at(q + (x >> 2) * 64 * kind.groups * 128 + 32 * (x & 3), 0);
     word_tile b = word_tile_at(k + (x >> 2) * kind.keys * 128 + 32 * (x & 3), 0);
     if (ELEMENT == TYPE_BF16)
       kind.keys == 64 ? word_dots_bf16_64(c, a, b, x) : word_dots_bf16_128(c, a, b, x);
@@ -138,38 +206,64 @@ WORD void sm90_begin(sm90_state &state, const sm90_kind kind) {
   for (int e = 0; e < 4; e++) state.sum[n][e] = 0;
 }
 
+/* Weights are there before what follows: they must not be left until the products with values are. */
+WORD void sm90_weights_done(float c[16][4], const sm90_kind kind) {
+  UNROLLED
+  for (int n = 0; n < kind.keys / 8; n++) word_products_done(c[n]);
+}
+
+WORD void sm90_arrive(uint64_t *barrier) {
+  word_sync_warp();
+  if ((threadIdx.x & 31) == 0) word_phase_arrive(barrier);
+}
+WORD void sm90_await_turn(const sm90_shared &m, int group, int t) {
+  word_phase_wait(m.turn + group, (uint32_t)(t + (group == 0)) & 1);
+}
+WORD void sm90_pass_turn(const sm90_shared &m, int group, const sm90_kind kind) {
+  sm90_arrive(m.turn + (group + 1 == kind.groups ? 0 : group + 1));
+}
+
 /* All keys of a block. Step t multiplies queries with the keys of tile t, and the weights of tile t - 1 with its
- * values; meanwhile the keys of tile t + 1 and the values of tile t arrive. */
-WORD void sm90_keys(const attend_problem &p, const attend_slice &s, const sm90_tiles &tiles, const char *q,
-                    int64_t first, int64_t last, float unit, const sm90_rows &rows, sm90_state &state,
-                    const sm90_kind kind) {
-  const int head_dim = (int)p.head_dim, v_dim = (int)p.v_dim;
-  float c[16][4] = {}, rescale[2];
+ * values. */
+WORD void sm90_keys(const sm90_shared &m, const char *q, const sm90_range &range, float unit, const sm90_rows &rows,
+                    sm90_state &state, const sm90_kind kind) {
+  const int bytes = 128 * kind.panels * kind.keys;
+  int group = (int)threadIdx.x >> 7, k0 = (int)range.first;
+  float c[16][4], rescale[2];
   uint32_t a[8][4];
   sm90_begin(state, kind);
-  sm90_copy(tiles.k[0], kind.keys, s.k, first, s.k_len, head_dim, kind.panels);
-  word_copy_commit();
-  int turn = 0;
-  for (int64_t k0 = first; k0 < last; k0 += kind.keys, turn ^= 1) {
-    int64_t next = k0 + kind.keys;
-    word_copy_wait(0);
-    word_show_shared();
-    word_sync_block();
-    if (next < last) sm90_copy(tiles.k[turn ^ 1], kind.keys, s.k, next, s.k_len, head_dim, kind.panels);
-    sm90_copy(tiles.v[turn], kind.keys, s.v, k0, s.k_len, v_dim, kind.panels);
-    word_copy_commit();
-    sm90_dots(c, q, tiles.k[turn], kind);
-    if (k0 > first) sm90_values(state.sum, a, tiles.v[turn ^ 1], kind);
-    sm90_dots_done(c, k0 > first, kind);
-    sm90_weights(rescale, c, (int)k0, unit, rows, state, kind);
+  word_phase_wait(m.k_full, 0);
+  sm90_await_turn(m, group, 0);
+  sm90_dots(c, q, m.k, kind);
+  sm90_pass_turn(m, group, kind);
+  sm90_dots_done(c, false, kind);
+  sm90_arrive(m.k_free);
+  sm90_weights(rescale, c, k0, unit, rows, state, kind);
+  sm90_weights_done(c, kind);
+  sm90_pack(a, c, kind);
+  int before = 0, before_parity = 0, place = 1, parity = 0;
+  if (range.tiles > 1) word_phase_wait(m.k_full + 1, 0);
+  for (int t = 1; t < range.tiles; t++) {
+    k0 += kind.keys;
+    sm90_await_turn(m, group, t);
+    sm90_dots(c, q, m.k + place * bytes, kind);
+    word_phase_wait(m.v_full + before, (uint32_t)before_parity);
+    sm90_values(state.sum, a, m.v + before * bytes, kind);
+    sm90_pass_turn(m, group, kind);
+    sm90_dots_done(c, true, kind);
+    sm90_arrive(m.k_free + place);
+    sm90_weights(rescale, c, k0, unit, rows, state, kind);
+    sm90_weights_done(c, kind);
+    int next = place + 1 == kind.stages ? 0 : place + 1, next_parity = next ? parity : parity ^ 1;
+    if (t + 1 < range.tiles) word_phase_wait(m.k_full + next, (uint32_t)next_parity);
     sm90_values_done(state.sum, kind);
+    sm90_arrive(m.v_free + before);
     sm90_shrink(state, rescale, kind);
     sm90_pack(a, c, kind);
+    before = place, before_parity = parity, place = next, parity = next_parity;
   }
-  word_copy_wait(0);
-  word_show_shared();
-  word_sync_block();
-  if (first < last) sm90_values(state.sum, a, tiles.v[turn ^ 1], kind);
+  word_phase_wait(m.v_full + before, (uint32_t)before_parity);
+  sm90_values(state.sum, a, m.v + before * bytes, kind);
   sm90_values_done(state.sum, kind);
 }
 
@@ -200,38 +294,38 @@ WORD void sm90_spare(sm90_state &state, const float c[16][4], int k0, char *v, c
     }
 }
 
-/* The same where keys that a query may not see hold NaN or Inf. */
-WORD void sm90_keys_careful(const attend_problem &p, const attend_slice &s, const sm90_tiles &tiles, const char *q,
-                            int64_t first, int64_t last, float unit, const sm90_rows &rows, sm90_state &state,
+/* The same where keys that a query may not see hold NaN or Inf; the groups copy themselves. */
+WORD void sm90_keys_careful(const attend_problem &p, const attend_slice &s, const sm90_shared &m, const char *q,
+                            const sm90_range &range, float unit, const sm90_rows &rows, sm90_state &state,
                             const sm90_kind kind) {
-  const int head_dim = (int)p.head_dim, v_dim = (int)p.v_dim;
-  char *k = tiles.k[0], *v = tiles.v[0];
-  float c[16][4] = {}, rescale[2];
+  const int threads = 128 * kind.groups, thread = (int)threadIdx.x;
+  float c[16][4], rescale[2];
   uint32_t a[8][4];
   sm90_begin(state, kind);
-  for (int64_t k0 = first; k0 < last; k0 += kind.keys) {
-    word_sync_block();
-    sm90_copy(k, kind.keys, s.k, k0, s.k_len, head_dim, kind.panels);
-    sm90_copy(v, kind.keys, s.v, k0, s.k_len, v_dim, kind.panels);
+  int64_t k0 = range.first;
+  for (int t = 0; t < range.tiles; t++, k0 += kind.keys) {
+    word_sync_team(0, threads);
+    sm90_copy(m.k, kind.keys, s.k, k0, s.k_len, (int)p.head_dim, thread, threads, kind);
+    sm90_copy(m.v, kind.keys, s.v, k0, s.k_len, (int)p.v_dim, thread, threads, kind);
     word_copy_commit();
     word_copy_wait(0);
     word_show_shared();
-    word_sync_block();
-    sm90_dots(c, q, k, kind);
+    word_sync_team(0, threads);
+    sm90_dots(c, q, m.k, kind);
     sm90_dots_done(c, false, kind);
     sm90_weights(rescale, c, (int)k0, unit, rows, state, kind);
     sm90_shrink(state, rescale, kind);
-    sm90_spare(state, c, (int)k0, v, rows, kind);
+    sm90_spare(state, c, (int)k0, m.v, rows, kind);
     sm90_pack(a, c, kind);
-    word_sync_block();
-    for (int i = (int)threadIdx.x; i < 64 * kind.panels * kind.keys; i += SM90_THREADS) {
-      uint16_t *x = (uint16_t *)(void *)v + i;
+    word_sync_team(0, threads);
+    for (int i = thread; i < 64 * kind.panels * kind.keys; i += threads) {
+      uint16_t *x = (uint16_t *)(void *)m.v + i;
       float y = half_of(*x, false);
       if (y - y != 0) *x = 0;
     }
     word_show_shared();
-    word_sync_block();
-    sm90_values(state.sum, a, v, kind);
+    word_sync_team(0, threads);
+    sm90_values(state.sum, a, m.v, kind);
     sm90_values_done(state.sum, kind);
   }
 }
@@ -254,36 +348,8 @@ WORD sm90_rows sm90_rows_of(const attend_problem &p, const attend_slice &s, int6
   return r;
 }
 
-WORD void sm90_forward(const cuda_call &call, const sm90_kind kind) {
-  DYNAMIC_SHARED_TILES(memory);
-  const attend_problem &p = call.problem;
-  uint32_t blocks = (uint32_t)((p.q_len + SM90_QUERIES - 1) / SM90_QUERIES);
-  int64_t key_rows, unused, first, last;
-  uint32_t pair = blockIdx.x / blocks, block = blocks - 1 - blockIdx.x % blocks; /* the longest first */
-  attend_slice s = slice_make(p, call.operands, pair / (uint32_t)p.heads, pair % (uint32_t)p.heads, key_rows);
-  int64_t block_first = (int64_t)block * SM90_QUERIES, q0 = block_first + (threadIdx.x >> 5) * 16;
-  if (block_first >= s.q_len) return;
-  int64_t top = block_first + SM90_QUERIES < s.q_len ? block_first + SM90_QUERIES - 1 : s.q_len - 1;
-  attend_visible_range(&p, &s, block_first, &first, &unused);
-  attend_visible_range(&p, &s, top, &unused, &last);
-  first = first / kind.keys * kind.keys;
-
-  const int panel = 128 * kind.panels;
-  char *stages = memory + panel * SM90_QUERIES;
-  const int bytes = panel * kind.keys;
-  sm90_tiles tiles = {memory, {stages, stages + bytes}, {stages + 2 * bytes, stages + 3 * bytes}};
-  const char *q = memory + 8192 * (threadIdx.x >> 7);
-  const float unit = (float)p.scale * LOG2_E;
-  sm90_rows rows = sm90_rows_of(p, s, q0);
-  sm90_copy(tiles.q, SM90_QUERIES, s.q, block_first, s.q_len, (int)p.head_dim, kind.panels);
-  sm90_state state;
-  sm90_keys(p, s, tiles, q, first, last, unit, rows, state, kind);
-  float sum = 0;
-  UNROLLED
-  for (int n = 0; n < 8 * kind.panels; n++) UNROLLED
-  for (int e = 0; e < 4; e++) sum += state.sum[n][e] * 0; /* NaN of Inf too: then once more, in vain */
-  if (word_sync_block_any(sum != sum)) sm90_keys_careful(p, s, tiles, q, first, last, unit, rows, state, kind);
-
+WORD void sm90_store(const attend_problem &p, const attend_slice &s, int64_t q0, float unit, const sm90_state &state,
+                     const sm90_kind kind) {
   UNROLLED
   for (int half = 0; half < 2; half++) {
     int64_t i = q0 + 8 * half + lane_row();
@@ -298,6 +364,56 @@ WORD void sm90_forward(const cuda_call &call, const sm90_kind kind) {
             pack(state.sum[n][2 * half] * factor, state.sum[n][2 * half + 1] * factor);
     if (s.lse && lane_column() == 0)
       ((float *)(void *)s.lse)[i * s.lse_row] = total == 0 ? -INFINITY : largest * unit * LN_2 + logf(total);
+  }
+}
+
+WORD void sm90_forward(const cuda_call &call, const sm90_kind kind) {
+  DYNAMIC_SHARED_TILES(memory);
+  const attend_problem &p = call.problem;
+  const int queries = 64 * kind.groups;
+  uint32_t blocks = (uint32_t)((p.q_len + queries - 1) / queries);
+  int64_t key_rows, unused, first, last;
+  uint32_t pair = blockIdx.x / blocks, block = blocks - 1 - blockIdx.x % blocks; /* the longest first */
+  attend_slice s = slice_make(p, call.operands, pair / (uint32_t)p.heads, pair % (uint32_t)p.heads, key_rows);
+  int64_t block_first = (int64_t)block * queries;
+  if (block_first >= s.q_len) return;
+  int64_t top = block_first + queries < s.q_len ? block_first + queries - 1 : s.q_len - 1;
+  attend_visible_range(&p, &s, block_first, &first, &unused);
+  attend_visible_range(&p, &s, top, &unused, &last);
+  first = first / kind.keys * kind.keys;
+  sm90_range range = {first, last > first ? (int)((last - first + kind.keys - 1) / kind.keys) : 0};
+  const sm90_shared m = sm90_shared_of(memory, kind);
+  sm90_shared_begin(m, kind);
+
+  int group = (int)threadIdx.x >> 7;
+  if (group == kind.groups) {
+    if (kind.panels == 1)
+      word_registers_give(SM90_NARROW_COPYING);
+    else
+      word_registers_give(SM90_WIDE_COPYING);
+    if (range.tiles) sm90_copies(p, s, m, block_first, range, kind);
+  } else {
+    if (kind.panels == 1)
+      word_registers_take(SM90_NARROW_COMPUTING);
+    else
+      word_registers_take(SM90_WIDE_COMPUTING);
+    const char *q = m.q + 8192 * group;
+    int64_t q0 = block_first + ((int)threadIdx.x >> 5) * 16;
+    const float unit = (float)p.scale * LOG2_E;
+    sm90_rows rows = sm90_rows_of(p, s, q0);
+    sm90_state state;
+    if (range.tiles) {
+      sm90_keys(m, q, range, unit, rows, state, kind);
+      float sum = 0;
+      UNROLLED
+      for (int n = 0; n < 8 * kind.panels; n++) UNROLLED
+      for (int e = 0; e < 4; e++) sum += state.sum[n][e] * 0; /* NaN of Inf too: then once more, in vain */
+      if (sum != sum) *m.bad = 1;
+      word_sync_team(0, 128 * kind.groups);
+      if (*m.bad) sm90_keys_careful(p, s, m, q, range, unit, rows, state, kind);
+    } else
+      sm90_begin(state, kind);
+    sm90_store(p, s, q0, unit, state, kind);
   }
 }
 

@@ -51,7 +51,7 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
 #define FAKES_TILE(type)                                                                                               \
   FAKE_NAMED(tile_forward_narrow_##type), FAKE_NAMED(tile_forward_wide_##type),                                        \
       FAKE_NAMED(tile_forward_general_narrow_##type), FAKE_NAMED(tile_forward_general_wide_##type),                    \
-      FAKE_NAMED(tile_sm90_##type)
+      FAKE_NAMED(tile_sm90_narrow_##type), FAKE_NAMED(tile_sm90_wide_##type)
 
 #define FAKES_TILE_BACKWARD(type)                                                                                      \
   FAKE_NAMED(tile_backward_delta_##type), FAKE_NAMED(tile_backward_keys_narrow_##type),                                \

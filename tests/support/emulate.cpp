@@ -135,6 +135,18 @@ void emulate_team_barrier(int team, int threads) {
   arrive(team_meetings[team]);
 }
 
+/* Of the 64 bits: those who still have to arrive, how many there are, and the parity of the phase. */
+void emulate_phase_init(uint64_t *barrier, uint32_t count) { *barrier = count | (uint64_t)count << 16; }
+void emulate_phase_arrive(uint64_t *barrier) {
+  progress = true;
+  if (--*barrier & 0xFFFF) return;
+  uint64_t count = *barrier >> 16 & 0xFFFF, parity = *barrier >> 32 ^ 1;
+  *barrier = count | count << 16 | parity << 32;
+}
+void emulate_phase_wait(uint64_t *barrier, uint32_t parity) {
+  while (*barrier >> 32 == parity) give_way();
+}
+
 bool emulate_block_any(bool x) {
   static bool flags[2];
   bool &any = flags[block_meeting.generation >> 1 & 1]; /* another than that of a call right before or after */

@@ -127,6 +127,15 @@ void emulate_load_matrices(uint32_t r[4], const void *shared_row, bool transpose
 WORD void word_load_matrices(uint32_t r[4], const void *row) { emulate_load_matrices(r, row, false); }
 WORD void word_load_matrices_transposed(uint32_t r[4], const void *row) { emulate_load_matrices(r, row, true); }
 
+void emulate_phase_init(uint64_t *barrier, uint32_t count);
+void emulate_phase_arrive(uint64_t *barrier);
+void emulate_phase_wait(uint64_t *barrier, uint32_t parity);
+WORD void word_phase_init(uint64_t *barrier, uint32_t count) { emulate_phase_init(barrier, count); }
+WORD void word_phase_arrive(uint64_t *barrier) { emulate_phase_arrive(barrier); }
+WORD void word_phase_wait(uint64_t *barrier, uint32_t parity) { emulate_phase_wait(barrier, parity); }
+#define word_registers_give(kept) ((void)(kept))
+#define word_registers_take(kept) ((void)(kept))
+
 struct word_tile {
   const char *data;
   uint32_t panel;
