@@ -99,7 +99,6 @@ def onnx_session(case, threads):
     """ONNX Runtime's fused MultiHeadAttention: f32 forward, as many key heads as query heads."""
     if case.dtype != torch.float32 or case.backward or case.kv != case.h:
         return None
-    import onnx
     import onnxruntime
     from onnx import TensorProto, helper
     def value(name, heads, n):
