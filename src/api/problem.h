@@ -10,6 +10,17 @@
 
 #include <stdbool.h>
 
+/* What every file relies on, said where a compiler that lacks it stops. */
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "libattend cannot be compiled with -ffast-math, -ffinite-math-only or -Ofast: -inf and NaN have a meaning here. Add -fno-fast-math, as CMakeLists.txt does."
+#endif
+#if !defined(__SIZEOF_INT128__)
+#error "libattend needs a 64-bit target (x86-64 or AArch64): sizes are 64-bit, and their products are checked in 128 bits"
+#endif
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "libattend needs a little-endian target: on others nothing of it was ever tested"
+#endif
+
 typedef enum attend_type { TYPE_NONE, TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_F64, TYPE_BOOL, TYPE_I32, TYPE_I64 } attend_type;
 
 /* Every tensor of an execution, in the order of attend_args. */
