@@ -2,6 +2,8 @@
 /* attend info: what this machine has. */
 #include "cli.h"
 
+#include <string.h>
+
 static const char usage[] =
     "usage: attend info [--json]\n\nCPU features, GPUs, and every kernel compiled in: usable, or why not.\n";
 
@@ -45,8 +47,10 @@ int cli_info(int argc, char **argv) {
     if (gpu.image[0]) cJSON_AddItemToArray(images, cJSON_CreateString(gpu.image));
   }
   if (!gpus) {
-    if (!r.json) printf("cuda     none: %s\n", attend_error_message());
-    cJSON_AddStringToObject(cuda, "reason", attend_error_message());
+    const char *why = strstr(attend_error_message(), "got 0: "); /* behind what says that 0 is no index */
+    why = why ? why + 7 : attend_error_message();
+    if (!r.json) printf("cuda     none: %s\n", why);
+    cJSON_AddStringToObject(cuda, "reason", why);
   }
   if (!r.json) printf("\n%-9s %-9s %-5s %-40s %s\n", "device", "back-end", "type", "kernel", "usable");
   attend_kernel k = {.size = sizeof k};

@@ -220,9 +220,9 @@ static const flag flags[] = {
     {"dtype", "f32|bf16|f16|f64", CALL, .take = take_dtype, .says = "of random tensors; those of files are converted"},
 
     {.says = "The attention"},
-    {"causal", NULL, CALL, .bit = ATTEND_CAUSAL, .says = "key j is visible to query i only if j <= i + Nk - Nq"},
-    {"top-left", NULL, CALL, .bit = ATTEND_TOP_LEFT, .says = "i and j start together, for causal, window and ALiBi"},
-    {"window", "L,R", CALL, .bit = ATTEND_WINDOW, .take = take_window, .says = "keys i - L to i + R; -1 is unbounded"},
+    {"causal", NULL, CALL, .bit = ATTEND_CAUSAL, .says = "key j is visible to query i only if j <= i + off; off = Nk - Nq, or kv_len - Nq"},
+    {"top-left", NULL, CALL, .bit = ATTEND_TOP_LEFT, .says = "off = 0: i and j start together, for causal, window and ALiBi"},
+    {"window", "L,R", CALL, .bit = ATTEND_WINDOW, .take = take_window, .says = "keys i + off - L to i + off + R; -1 is unbounded"},
     {"scale", "X", CALL, .bit = ATTEND_SCALE, .take = take_scale, .says = "1/sqrt(D) if not given"},
     {"softcap", "X", CALL, .take = take_softcap, .says = "scores become X tanh(score / X)"},
     {"dropout", "P", CALL, .take = take_dropout, .says = "drop probabilities, each with probability P"},

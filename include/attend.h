@@ -30,6 +30,7 @@
  *
  *        attend_plan *plan;
  *        attend_plan_create(ATTEND_FORWARD, &args, &options, &plan);      // looks at shapes, types, strides: not at data
+ *        size_t bytes = attend_plan_workspace_bytes(plan);
  *        void *workspace = aligned_alloc(ATTEND_WORKSPACE_ALIGNMENT, bytes);
  *        attend_forward(plan, &args, workspace, bytes, NULL);             // same shapes and strides, any data pointers
  *        attend_plan_destroy(plan);
