@@ -5,9 +5,17 @@
 
 #include "../api/problem.h"
 
-/* What the host works out for decoding, since long divisions take a kernel microseconds (decode.h). */
+/* What the host works out for decoding, since long divisions take a kernel microseconds; and, close together, what it
+ * takes to ask for the first keys, since every line of arguments is a wait of its own (decode.h). */
+typedef struct decode_source {
+  const char *data;
+  int64_t batch, head, row; /* strides */
+} decode_source;
 typedef struct decode_shape {
   uint32_t group, row_tiles, limit, most_parts; /* heads that share a head of K, tiles of rows, parts */
+  uint32_t kv_heads, k_len, part, parts;        /* keys of a sequence; of these, keys of a part, and parts */
+  bool plain;                                   /* all sequences have k_len keys, which lie in one piece */
+  decode_source k, v;
 } decode_shape;
 
 typedef struct cuda_call {

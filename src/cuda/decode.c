@@ -68,19 +68,36 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
   return true;
 }
 
+static decode_source source(const attend_problem *p, const attend_operands *o, operand_id id) {
+  const attend_layout *l = &p->layout[id];
+  return (decode_source){o->data[id], l->batch, l->head, l->row};
+}
+
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  decode_shape shape = {(uint32_t)(p->heads / p->kv_heads), (uint32_t)decode_row_tiles(p), (uint32_t)decode_limit(p),
-                        (uint32_t)choice->splits};
+  decode_shape shape = {.group = (uint32_t)(p->heads / p->kv_heads),
+                        .row_tiles = (uint32_t)decode_row_tiles(p),
+                        .limit = (uint32_t)decode_limit(p),
+                        .most_parts = (uint32_t)choice->splits,
+                        .kv_heads = (uint32_t)p->kv_heads,
+                        .k_len = (uint32_t)p->k_len,
+                        .part = decode_part((uint32_t)decode_limit(p), (uint32_t)p->k_len),
+                        .parts = decode_parts((uint32_t)decode_limit(p), (uint32_t)p->k_len),
+                        .plain = !p->ragged_k && !p->paged && !attend_has(p, OPERAND_KV_LEN),
+                        .k = source(p, o, OPERAND_K),
+                        .v = source(p, o, OPERAND_V)};
   cuda_call call = {*p, *o, workspace, shape};
   void *const *entries = choice->state;
   int entry = (decode_rows(p) == 8 ? NARROW_8 : NARROW_16) + (widest(p) > 64) + (is_general(p) ? GENERAL : 0);
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
-  if (!status) status = cuda_launch(entries[entry], decode_tiles(p) * choice->splits, 32 * DECODE_WARPS, &call, stream);
+  if (!status)
+    status = cuda_launch_early(p->device.id, entries[entry], decode_tiles(p) * choice->splits, 32 * DECODE_WARPS, &call,
+                               stream);
   if (!status && choice->splits > 1)
-    status = cuda_launch(entries[MERGE], decode_tiles(p) * decode_rows(p), 32 * DECODE_WARPS, &call, stream);
+    status = cuda_launch_early(p->device.id, entries[MERGE], p->batch * p->heads * p->q_len, 32 * DECODE_WARPS, &call,
+                               stream);
   cuda_leave(&scope);
   return status;
 }

@@ -7,12 +7,14 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { CUDA_ERROR_OUT_OF_MEMORY = 2, OLDEST_DRIVER = 12000, MAX_DEVICES = 64 };
-enum { ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 }; /* of a device */
-enum { ATTRIBUTE_MOST_SHARED = 8 };                  /* of a kernel: dynamic, of a block */
+enum { CUDA_ERROR_OUT_OF_MEMORY = 2, OLDEST_DRIVER = 12000, OLDEST_EARLY = 12030, MAX_DEVICES = 64 };
+enum { ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };   /* of a device */
+enum { ATTRIBUTE_PTX = 5, ATTRIBUTE_MOST_SHARED = 8 }; /* of a kernel: virtual architecture; dynamic, of a block */
+enum { ATTRIBUTE_EARLY = 6 };                          /* of a launch: programmatic stream serialization */
 
 static cuda_driver driver;
 static bool available;
+static bool early; /* can launches be early, in a stream that is being captured too? */
 static char unavailable[ATTEND_REASON_SIZE];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t primary_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -39,6 +41,8 @@ static void find_driver(void) {
                                       "cuKernelGetFunction",
                                       "cuKernelSetAttribute",
                                       "cuLaunchKernel",
+                                      "cuLaunchKernelEx",
+                                      "cuKernelGetAttribute",
                                       "cuMemAlloc_v2",
                                       "cuMemFree_v2",
                                       "cuMemcpyHtoD_v2",
@@ -74,7 +78,7 @@ static void find_driver(void) {
   else if (count == 0)
     snprintf(unavailable, sizeof unavailable, "the CUDA driver sees no GPU");
   else
-    available = true;
+    available = true, early = version >= OLDEST_EARLY;
 }
 
 const cuda_driver *cuda_driver_get(char reason[ATTEND_REASON_SIZE]) {
@@ -147,4 +151,25 @@ attend_status cuda_launch_shared(void *kernel, int64_t blocks, unsigned threads,
   unsigned grid = blocks > INT32_MAX ? INT32_MAX : (unsigned)blocks;
   return cuda_status(driver.launch(kernel, grid, 1, 1, threads, 1, 1, shared_bytes, stream, parameters, NULL),
                      "launching a kernel");
+}
+
+attend_status cuda_launch_early(int ordinal, void *kernel, int64_t blocks, unsigned threads, const void *arguments,
+                                void *stream) {
+  int device, architecture = 0;
+  if (!early || driver.device_get(&device, ordinal) ||
+      driver.kernel_fact(&architecture, ATTRIBUTE_PTX, kernel, device) || architecture < 90)
+    return cuda_launch(kernel, blocks, threads, arguments, stream);
+  if (blocks <= 0) return ATTEND_OK;
+  void *parameters[] = {(void *)(uintptr_t)arguments};
+  cuda_launch_attribute attribute = {.id = ATTRIBUTE_EARLY, .value.number = 1};
+  cuda_launch_config config = {.grid_x = blocks > INT32_MAX ? INT32_MAX : (unsigned)blocks,
+                               .grid_y = 1,
+                               .grid_z = 1,
+                               .block_x = threads,
+                               .block_y = 1,
+                               .block_z = 1,
+                               .stream = stream,
+                               .attributes = &attribute,
+                               .attribute_count = 1};
+  return cuda_status(driver.launch_configured(&config, kernel, parameters, NULL), "launching a kernel");
 }

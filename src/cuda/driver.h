@@ -7,6 +7,20 @@
 
 #include "../api/problem.h"
 
+typedef struct cuda_launch_attribute {
+  int id, unused;
+  union {
+    int number;
+    char bytes[64];
+  } value;
+} cuda_launch_attribute;
+typedef struct cuda_launch_config {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+  void *stream;
+  cuda_launch_attribute *attributes;
+  unsigned attribute_count;
+} cuda_launch_config;
+
 typedef struct cuda_driver {
   int (*init)(unsigned flags);
   int (*driver_version)(int *version);
@@ -31,6 +45,8 @@ typedef struct cuda_driver {
   int (*kernel_attribute)(int attribute, int value, void *kernel, int device);
   int (*launch)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                 unsigned block_z, unsigned shared_bytes, void *stream, void **parameters, void **extra);
+  int (*launch_configured)(const cuda_launch_config *config, void *function, void **parameters, void **extra);
+  int (*kernel_fact)(int *value, int attribute, void *kernel, int device);
   int (*allocate)(uint64_t *pointer, size_t bytes);
   int (*release)(uint64_t pointer);
   int (*copy_in)(uint64_t to, const void *from, size_t bytes);
@@ -77,5 +93,10 @@ attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const 
 attend_status cuda_launch_shared(void *kernel, int64_t blocks, unsigned threads, unsigned shared_bytes,
                                  const void *arguments, void *stream);
 attend_status cuda_allow_shared(int ordinal, void *kernel, unsigned bytes);
+
+/* cuda_launch for a kernel that calls word_wait_before before it touches memory: where driver, hardware and image can,
+ * its blocks come to the multiprocessors while the kernel before it in the stream still ends. */
+attend_status cuda_launch_early(int ordinal, void *kernel, int64_t blocks, unsigned threads, const void *arguments,
+                                void *stream);
 
 #endif

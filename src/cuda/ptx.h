@@ -53,6 +53,18 @@ WORD uint32_t word_shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(0
 WORD float word_shuffle_xor_f32(float x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
 WORD bool word_any(bool x) { return __any_sync(0xFFFFFFFFu, x); }
 WORD uint32_t word_ballot(bool x) { return __ballot_sync(0xFFFFFFFFu, x); }
+/* Wait until the kernel before this one in the stream is done and what it wrote can be seen; let the next one's blocks
+ * come where there is room. For cuda_launch_early. */
+WORD void word_wait_before(void) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+WORD void word_let_next(void) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
 WORD void word_sync_warp(void) { __syncwarp(); }
 WORD void word_sync_block(void) { __syncthreads(); }
 /* Of a block's teams, below 15, the threads of team `team`. */

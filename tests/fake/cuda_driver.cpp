@@ -6,6 +6,7 @@
  * by call: FAKE_CUDA_GPUS=2           number of devices                  FAKE_CUDA_VERSION=11080   version of the
  * driver FAKE_CUDA_CAPABILITY=75    compute capability of all          FAKE_CUDA_FAIL=cuMemAlloc_v2:2   an entry point
  * fails FAKE_CUDA_CAPTURE=1        a stream is being captured: what would allocate or wait fails, as it does then */
+#include "cuda/driver.h"
 #include "fake/fake_kernels.h"
 
 #include <sys/mman.h>
@@ -124,6 +125,11 @@ ENTRY_POINT cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, u
   open_scope open(current_device());
   emulate(grid, block, [=] { kernel->run(parameters[0]); });
   return OK;
+}
+ENTRY_POINT cuKernelGetAttribute(int *value, int, void *, int) { return *value = 90, OK; }
+ENTRY_POINT cuLaunchKernelEx(const cuda_launch_config *c, void *function, void **parameters, void **extra) {
+  return cuLaunchKernel(function, c->grid_x, c->grid_y, c->grid_z, c->block_x, c->block_y, c->block_z, c->shared_bytes,
+                        c->stream, parameters, extra);
 }
 ENTRY_POINT cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
   if (int error = waits("cuMemAlloc_v2")) return error;

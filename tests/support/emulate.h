@@ -96,6 +96,8 @@ WORD uint32_t word_ballot(bool x) {
   return all;
 }
 WORD bool word_any(bool x) { return word_ballot(x) != 0; }
+WORD void word_wait_before(void) {} /* kernels run one after another */
+WORD void word_let_next(void) {}
 WORD void word_sync_warp(void) { (void)word_ballot(true); }
 WORD void word_sync_block(void) { emulate_block_barrier(); }
 WORD void word_sync_team(int team, int threads) { emulate_team_barrier(team, threads); }
