@@ -153,11 +153,13 @@ WORD void simt_dots(float product[8][8], const float *own, simt_place &t, const 
         x[e][1] = simt_load(a + (k + e) * SIMT_ROWS + 8);
       }
       UNROLLED
-      for (int c = 0; c < 8; c++) {
-        simt_four y = simt_load(b + t.lanes * c * (SIMT_DEPTH + SIMT_PAD) + k);
+      for (int c = 0; c < 8; c += 2) { /* two columns in turn: one alone would wait for its own sums */
+        simt_four y[2] = {simt_load(b + t.lanes * c * (SIMT_DEPTH + SIMT_PAD) + k),
+                          simt_load(b + t.lanes * (c + 1) * (SIMT_DEPTH + SIMT_PAD) + k)};
         UNROLLED
         for (int e = 0; e < 4; e++) UNROLLED
-        for (int r = 0; r < 8; r++) product[r][c] += x[e][r / 4].at[r % 4] * y.at[e];
+        for (int n = 0; n < 2; n++) UNROLLED
+        for (int r = 0; r < 8; r++) product[r][c + n] += x[e][r / 4].at[r % 4] * y[n].at[e];
       }
     }
   }
