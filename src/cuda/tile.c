@@ -33,10 +33,10 @@ static bool is_general(const attend_problem *p) {
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
 static int64_t blocks_of(const attend_problem *p, int64_t queries) { return (p->q_len + queries - 1) / queries; }
 
-/* So few queries that a block of the kernel for 9.0 is not paid back: at 8x32x512x64 it takes 76 us instead of 71, at
- * 16x32x1024x64 causal 361 instead of 319. Not where sequences have lengths of their own: there q_len is not theirs. */
+/* So few queries that a block of the kernel for 9.0 is not paid back: at 8x32x512x64 it takes 74 us instead of 71. Not
+ * where sequences have lengths of their own: there q_len is not theirs. */
 static bool is_short_for_sm90(const attend_problem *p) {
-  return !is_wide(p) && !attend_lengths_vary(p) && p->q_len < (p->causal ? 1536 : 1024);
+  return !is_wide(p) && !attend_lengths_vary(p) && p->q_len < 1024;
 }
 
 static const char *refusal(const attend_problem *p) {

@@ -223,48 +223,73 @@ WORD void sm90_pass_turn(const sm90_shared &m, int group, const sm90_kind kind) 
   sm90_arrive(m.turn + (group + 1 == kind.groups ? 0 : group + 1));
 }
 
-/* All keys of a block. Step t multiplies queries with the keys of tile t, and the weights of tile t - 1 with its
- * values. */
-WORD void sm90_keys(const sm90_shared &m, const char *q, const sm90_range &range, float unit, const sm90_rows &rows,
-                    sm90_state &state, const sm90_kind kind) {
+/* How many of a block's tiles a group sees: under causal, the first groups not the last. */
+WORD int sm90_tiles_of(const attend_problem &p, const attend_slice &s, int64_t group_first, const sm90_range &range,
+                       const sm90_kind kind) {
+  int64_t first, last;
+  if (group_first >= s.q_len) return 0;
+  attend_visible_range(&p, &s, group_first + 64 < s.q_len ? group_first + 63 : s.q_len - 1, &first, &last);
+  return last > range.first ? (int)((last - range.first + kind.keys - 1) / kind.keys) : 0;
+}
+
+/* The first `tiles` tiles of a block, those that the group sees; the others it lets pass. Step t multiplies queries
+ * with the keys of tile t, and the weights of tile t - 1 with its values. The wait for the keys of tile t + 1 stands
+ * between weights and the wait for products with values because there has to be a branch: without one, ptxas
+ * (CUDA 13.0) waits for these products before it computes the weights. */
+WORD void sm90_keys(const sm90_shared &m, const char *q, const sm90_range &range, int tiles, float unit,
+                    const sm90_rows &rows, sm90_state &state, const sm90_kind kind) {
   const int bytes = 128 * kind.panels * kind.keys;
   int group = (int)threadIdx.x >> 7, k0 = (int)range.first;
   float c[16][4], rescale[2];
   uint32_t a[8][4];
+  int t = 0, place = 0, parity = 0;
   sm90_begin(state, kind);
-  word_phase_wait(m.k_full, 0);
-  sm90_await_turn(m, group, 0);
-  sm90_dots(c, q, m.k, kind);
-  sm90_pass_turn(m, group, kind);
-  sm90_dots_done(c, false, kind);
-  sm90_arrive(m.k_free);
-  sm90_weights(rescale, c, k0, unit, rows, state, kind);
-  sm90_weights_done(c, kind);
-  sm90_pack(a, c, kind);
-  int before = 0, before_parity = 0, place = 1, parity = 0;
-  if (range.tiles > 1) word_phase_wait(m.k_full + 1, 0);
-  for (int t = 1; t < range.tiles; t++) {
-    k0 += kind.keys;
-    sm90_await_turn(m, group, t);
-    sm90_dots(c, q, m.k + place * bytes, kind);
-    word_phase_wait(m.v_full + before, (uint32_t)before_parity);
-    sm90_values(state.sum, a, m.v + before * bytes, kind);
+  if (tiles) {
+    word_phase_wait(m.k_full, 0);
+    sm90_await_turn(m, group, 0);
+    sm90_dots(c, q, m.k, kind);
     sm90_pass_turn(m, group, kind);
-    sm90_dots_done(c, true, kind);
-    sm90_arrive(m.k_free + place);
+    sm90_dots_done(c, false, kind);
+    sm90_arrive(m.k_free);
     sm90_weights(rescale, c, k0, unit, rows, state, kind);
     sm90_weights_done(c, kind);
-    int next = place + 1 == kind.stages ? 0 : place + 1, next_parity = next ? parity : parity ^ 1;
-    if (t + 1 < range.tiles) word_phase_wait(m.k_full + next, (uint32_t)next_parity);
+    sm90_pack(a, c, kind);
+    int before = 0, before_parity = 0;
+    place = 1;
+    if (tiles > 1) word_phase_wait(m.k_full + 1, 0);
+    for (t = 1; t < tiles; t++) {
+      k0 += kind.keys;
+      sm90_await_turn(m, group, t);
+      sm90_dots(c, q, m.k + place * bytes, kind);
+      word_phase_wait(m.v_full + before, (uint32_t)before_parity);
+      sm90_values(state.sum, a, m.v + before * bytes, kind);
+      sm90_pass_turn(m, group, kind);
+      sm90_dots_done(c, true, kind);
+      sm90_arrive(m.k_free + place);
+      sm90_weights(rescale, c, k0, unit, rows, state, kind);
+      sm90_weights_done(c, kind);
+      int next = place + 1 == kind.stages ? 0 : place + 1, next_parity = next ? parity : parity ^ 1;
+      if (t + 1 < tiles) word_phase_wait(m.k_full + next, (uint32_t)next_parity);
+      sm90_values_done(state.sum, kind);
+      sm90_arrive(m.v_free + before);
+      sm90_shrink(state, rescale, kind);
+      sm90_pack(a, c, kind);
+      before = place, before_parity = parity, place = next, parity = next_parity;
+    }
+    word_phase_wait(m.v_full + before, (uint32_t)before_parity);
+    sm90_values(state.sum, a, m.v + before * bytes, kind);
     sm90_values_done(state.sum, kind);
     sm90_arrive(m.v_free + before);
-    sm90_shrink(state, rescale, kind);
-    sm90_pack(a, c, kind);
-    before = place, before_parity = parity, place = next, parity = next_parity;
   }
-  word_phase_wait(m.v_full + before, (uint32_t)before_parity);
-  sm90_values(state.sum, a, m.v + before * bytes, kind);
-  sm90_values_done(state.sum, kind);
+  for (; t < range.tiles; t++) {
+    word_phase_wait(m.k_full + place, (uint32_t)parity);
+    sm90_await_turn(m, group, t);
+    sm90_pass_turn(m, group, kind);
+    sm90_arrive(m.k_free + place);
+    word_phase_wait(m.v_full + place, (uint32_t)parity);
+    sm90_arrive(m.v_free + place);
+    if (++place == kind.stages) place = 0, parity ^= 1;
+  }
 }
 
 WORD uint16_t *sm90_element(char *tile, int row, int column, const sm90_kind kind) {
@@ -403,7 +428,7 @@ WORD void sm90_forward(const cuda_call &call, const sm90_kind kind) {
     sm90_rows rows = sm90_rows_of(p, s, q0);
     sm90_state state;
     if (range.tiles) {
-      sm90_keys(m, q, range, unit, rows, state, kind);
+      sm90_keys(m, q, range, sm90_tiles_of(p, s, block_first + 64 * group, range, kind), unit, rows, state, kind);
       float sum = 0;
       UNROLLED
       for (int n = 0; n < 8 * kind.panels; n++) UNROLLED
