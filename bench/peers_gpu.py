@@ -140,9 +140,11 @@ def disagreement(case, results, name):
 
 
 def measure(library, case, seconds):
+    """Calls are captured in CUDA graphs, but for backward with dropout: PyTorch's then takes the state of the generator for
+    an address on the GPU, unless forward was captured too."""
     peers = [p for p in PEERS if p != "math" or case.kind == "short"]
     sets = min(16, max(1, round(L2_BYTES / case.bytes())))
-    graphs, notes = {}, []
+    runs, notes = {}, []
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for name in ["attend", *peers]:
@@ -158,31 +160,36 @@ def measure(library, case, seconds):
                     error = disagreement(case, kept[0][1], name)
                     if error is not None and not error < (3e-2 if case.dtype == torch.bfloat16 else 2e-4):
                         notes.append(f"{case.name()}: attend and {name} differ by {error:.2g} of the largest value")
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=stream):
+                def run(name=name, kept=kept):
                     for calls, _ in kept:
                         calls[name]()
-                graph.replay()
+                if not (case.backward and case.kind == "dropout"):
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, stream=stream):
+                        run()
+                    def run(graph=graph, kept=kept):
+                        graph.replay()
+                run()
                 stream.synchronize()
-                graphs[name] = (graph, kept)
+                runs[name] = run
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 if name == "attend":
                     raise
                 if "No available kernel" not in str(error):
                     notes.append(f"{case.name()}: {name}: {str(error).splitlines()[0]}")
                 torch.cuda.synchronize()
-        times = {name: [] for name in graphs}
+        times = {name: [] for name in runs}
         def turn(name, count):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record(stream)
             for _ in range(count):
-                graphs[name][0].replay()
+                runs[name]()
             end.record(stream)
             end.synchronize()
             return begin.elapsed_time(end) * 1e-3 / count / sets
-        counts = {name: max(1, int(seconds / 6 / (turn(name, 1) * sets))) for name in graphs}
+        counts = {name: max(1, int(seconds / 6 / (turn(name, 1) * sets))) for name in runs}
         for _ in range(5):
-            for name in graphs:
+            for name in runs:
                 times[name].append(turn(name, counts[name]))
     torch.cuda.synchronize()
     return {name: statistics.median(t) for name, t in times.items()}, notes
