@@ -212,8 +212,10 @@ static problem_spec spec_of(uint64_t seed, attend_dtype dtype, attend_direction 
     s.batch = 1 + (int64_t)(draw >> 40) % 2;
     s.kv_heads = 1, s.heads = 1 + (int64_t)(draw >> 44) % 2;
     s.plain_layout = draw >> 16 & 3;
-    if (draw >> 18 & 1) s.mask_rank = s.bias = s.alibi = s.sink = 0, s.dropout = s.options.softcap = 0;
-    if (draw >> 19 & 3) s.d_bias = s.d_sink = false;
+    if (draw >> 18 & 1) {
+      s.mask_rank = s.bias = s.alibi = s.sink = 0, s.dropout = s.options.softcap = 0;
+      s.d_bias = s.d_sink = false;
+    }
     if (direction == ATTEND_BACKWARD) s.d_q = s.d_q || !(s.d_k || s.d_v || s.d_bias || s.d_sink);
   }
   s.one_key_head = s.one_key_head && s.form == FORM_DENSE;

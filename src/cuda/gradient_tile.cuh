@@ -61,6 +61,14 @@ WORD gradient_bits bits_of_stage(gradient_memory &memory, const int stage) {
   return bits;
 }
 
+/* What a block works out of queries i0 .. and keys j0 .. for a stage. */
+WORD void gradient_prepare(const gradient_bits &bits, const attend_problem &p, const attend_slice &s, int i0,
+                           const int queries, int j0, const int words, const int threads) {
+  uint32_t bytes[8];
+  if (s.mask.data) gradient_mask_read(bytes, s.mask, (int)s.q_len, (int)s.k_len, i0, queries, j0, words, threads);
+  gradient_bits_of(bits, bytes, p, s, i0, queries, j0, words, threads);
+}
+
 /* Copy a stage, of which `left` rows exist. */
 WORD void stage_copy(uint4 *to, const gradient_stream &s, int left, const gradient_kind kind) {
   const int every = 32 * kind.warps / stage_units(kind);
@@ -196,25 +204,53 @@ WORD uint32_t gradient_scores(float c[4], float d[4], const float lse[2], const 
   return seen;
 }
 
-/* The same for 16 rows and 8 `count` columns, with options. lse[] and delta[]: of columns 8n + e % 2, or of rows e / 2.
- * row, column: of the first element of the window. own: the lane's first row in the block. */
+/* The same for 16 rows and 8 `count` columns, with options; c becomes P keep (not yet times 1/(1-dropout)). lse[] and
+ * delta[]: of columns 8n + e % 2, or of rows e / 2. row, column: of the first element of the window. own: the lane's
+ * first row in the block. */
 WORD uint32_t gradient_general(float c[][4], float d[][4], const int count, const float *lse, const float *delta,
                                int at, const gradient_window &w, const attend_problem &p, const attend_slice &s,
                                int row, int column, int own, const gradient_bits &bits, const int words,
                                const bool capped, const bool owns_keys) {
   int r = lane_row(), col = at + 2 * lane_column();
-  uint32_t seen = 0, kept = 0;
-  float d_capped[8][4];
+  uint32_t all = (uint32_t)((1ull << 4 * count) - 1), seen = all, kept = all;
+  bool full = window_full(w, at, 8 * count, 16);
+  if (p.dropout_threshold) {
+    kept = gradient_lane_bits(bits.kept, count, own, at, words, owns_keys);
+    UNROLLED
+    for (int n = 0; n < count; n++) UNROLLED
+    for (int e = 0; e < 4; e++) d[n][e] = kept >> (4 * n + e) & 1 ? d[n][e] * (float)p.dropout_scale : 0;
+  }
   UNROLLED
   for (int n = 0; n < count; n++) UNROLLED
-  for (int e = 0; e < 4; e++)
-    if (window_sees(w, r + 8 * (e >> 1), col + 8 * n + (e & 1)) && lse[owns_keys ? 8 * n + e % 2 : e / 2] != NO_LSE)
-      seen |= 1u << (4 * n + e);
+  for (int e = 0; e < 4; e++) d[n][e] -= delta[owns_keys ? 8 * n + e % 2 : e / 2];
+  if (!full) {
+    UNROLLED
+    for (int n = 0; n < count; n++) UNROLLED
+    for (int e = 0; e < 4; e++)
+      if (!window_sees(w, r + 8 * (e >> 1), col + 8 * n + (e & 1))) seen &= ~(1u << (4 * n + e));
+  }
   int64_t i = owns_keys ? column + col : row + r, j = owns_keys ? row + r : column + col;
-  seen = gradient_add_options(c, d_capped, count, seen, p, s, i, j, owns_keys);
+  seen = gradient_add_options(c, d, count, seen, full, p, s, i, j, capped, owns_keys);
   if (s.mask.data) seen &= gradient_lane_bits(bits.mask, count, own, at, words, owns_keys);
-  if (p.dropout_threshold) kept = gradient_lane_bits(bits.kept, count, own, at, words, owns_keys);
-  gradient_finish(c, d, lse, delta, d_capped, count, seen, kept, p, capped, owns_keys);
+  UNROLLED
+  for (int n = 0; n < count; n++) UNROLLED
+  for (int e = 0; e < 4; e++) {
+    float value = lse[owns_keys ? 8 * n + e % 2 : e / 2];
+    if (value == NO_LSE) seen &= ~(1u << (4 * n + e));
+    c[n][e] = word_exp2(c[n][e] - value), d[n][e] *= c[n][e];
+  }
+  if (seen != all) {
+    UNROLLED
+    for (int n = 0; n < count; n++) UNROLLED
+    for (int e = 0; e < 4; e++)
+      if (!(seen >> (4 * n + e) & 1)) c[n][e] = d[n][e] = 0;
+  }
+  if (p.dropout_threshold) {
+    UNROLLED
+    for (int n = 0; n < count; n++) UNROLLED
+    for (int e = 0; e < 4; e++)
+      if (!(kept >> (4 * n + e) & 1)) c[n][e] = 0;
+  }
   return seen;
 }
 

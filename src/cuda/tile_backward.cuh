@@ -159,7 +159,7 @@ WORD void keys_pass(const cuda_call &call, const attend_slice &first, int k0, gr
   keys_stage(next, q_len - begin, 0, memory, kind);
   word_copy_commit();
   attend_slice s = first;
-  if (kind.general) gradient_bits_of(bits_of_stage(memory, 0), p, s, begin, step, k0, kind.warps / 2, 32 * kind.warps);
+  if (kind.general) gradient_prepare(bits_of_stage(memory, 0), p, s, begin, step, k0, kind.warps / 2, 32 * kind.warps);
   for (int n = 0; n < stages; n++) {
     const int stage = n & 1;
     int next_q0 = q0 + step;
@@ -185,7 +185,7 @@ WORD void keys_pass(const cuda_call &call, const attend_slice &first, int k0, gr
     if (kind.general && n + 1 < stages) {
       int64_t unused;
       if (q0 == begin) s = slice_make(p, call.operands, first.b, first.h + (n + 1) / steps, unused);
-      gradient_bits_of(bits_of_stage(memory, stage ^ 1), p, s, q0, step, k0, kind.warps / 2, 32 * kind.warps);
+      gradient_prepare(bits_of_stage(memory, stage ^ 1), p, s, q0, step, k0, kind.warps / 2, 32 * kind.warps);
     }
   }
 }
@@ -308,7 +308,7 @@ WORD void queries_pass(const cuda_call &call, const attend_slice &s, int q0, gra
   stage_copy(memory.rows[0][1], values_of, k_len - begin, kind);
   word_copy_commit();
   const int words = step / 32, threads = 32 * kind.warps;
-  if (kind.general) gradient_bits_of(bits_of_stage(memory, 0), p, s, q0, 16 * kind.warps, begin, words, threads);
+  if (kind.general) gradient_prepare(bits_of_stage(memory, 0), p, s, q0, 16 * kind.warps, begin, words, threads);
   for (int k0 = begin, stage = 0; k0 < end; k0 += step, stage ^= 1) {
     word_copy_wait(0);
     word_sync_block(); /* this stage is here, and the last one has been read */
@@ -329,7 +329,7 @@ WORD void queries_pass(const cuda_call &call, const attend_slice &s, int q0, gra
           queries_step(state, memory, stage, at, false, w, p, s, mine, k0, careful, kind);
     }
     if (kind.general && k0 + step < end)
-      gradient_bits_of(bits_of_stage(memory, stage ^ 1), p, s, q0, 16 * kind.warps, k0 + step, words, threads);
+      gradient_prepare(bits_of_stage(memory, stage ^ 1), p, s, q0, 16 * kind.warps, k0 + step, words, threads);
   }
 }
 
@@ -377,7 +377,7 @@ WORD void bias_tile(const cuda_call &call, const attend_slice &s, int q0, int k0
   }
   word_copy_commit();
   gradient_bits bits = bits_of_stage(memory, 0);
-  gradient_bits_of(bits, p, s, q0, rows, k0, BIAS_KEYS / 32, 2 * rows);
+  gradient_prepare(bits, p, s, q0, rows, k0, BIAS_KEYS / 32, 2 * rows);
   queries_state queries;
   queries_load(queries, call, s, mine, kind);
   word_copy_wait(0);

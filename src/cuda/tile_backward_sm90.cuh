@@ -144,7 +144,7 @@ WORD bool async_gradient_keys(const cuda_call &call, char *memory, const async_k
   const float scale = (float)p.scale * LOG2_E;
   gradient_band band = band_of(p, first);
   float d_k[16][4], d_v[16][4], c[8][4], d[8][4];
-  uint32_t a_p[4][4], a_d[4][4];
+  uint32_t a_p[4][4], a_d[4][4], masks[8];
   async_clear(d_k, panels);
   async_clear(d_v, panels);
   /* The queries that see any key of the block: from k0 + least to its last key + most. */
@@ -164,7 +164,7 @@ WORD bool async_gradient_keys(const cuda_call &call, char *memory, const async_k
     if (which < 2) word_copy_async(values + 64 * which + 4 * unit, next_values, true);
     word_copy_commit();
     attend_slice s = first;
-    if (kind.general) gradient_bits_of(async_bits_of(bits, 0), p, s, begin, ASYNC_STEP, k0, rows / 32, 2 * rows);
+    if (kind.general) gradient_prepare(async_bits_of(bits, 0), p, s, begin, ASYNC_STEP, k0, rows / 32, 2 * rows);
     for (int n = 0; n < count; n++) {
       int next_q0 = q0 + ASYNC_STEP < end ? q0 + ASYNC_STEP : begin, next_stage = stage ^ 1;
       const char *stage_q = staged + 2 * bytes * stage, *stage_d_out = stage_q + bytes;
@@ -190,14 +190,15 @@ WORD bool async_gradient_keys(const cuda_call &call, char *memory, const async_k
       word_copy_commit();
       gradient_window w = window_of(band, mine, k_len, q0, q_len, true);
       if (kind.general) {
+        if (n + 1 < count && attend_has(&p, OPERAND_MASK))
+          gradient_mask_read(masks, slice_matrix(p, call.operands, OPERAND_MASK, first.b, first.h + (n + 1) / steps, 0),
+                             q_len, k_len, next_q0, ASYNC_STEP, k0, rows / 32, 2 * rows);
         word_products_wait(0);
         async_done(c, 8);
         async_done(d, 8);
-        UNROLLED
-        for (int x = 0; x < 4; x++)
-          gradient_general(c + 2 * x, d + 2 * x, 2, lse + 16 * x + 2 * lane_column(),
-                           delta + 16 * x + 2 * lane_column(), 16 * x, w, p, s, mine, q0, mine - k0 + lane_row(),
-                           async_bits_of(bits, stage), rows / 32, false, true);
+        const int t = 2 * lane_column();
+        gradient_general(c, d, 8, lse + t, delta + t, 0, w, p, s, mine, q0, mine - k0 + lane_row(),
+                         async_bits_of(bits, stage), rows / 32, false, true);
         async_operand(a_p, c);
         async_operand(a_d, d);
         async_product(d_v, a_p, stage_d_out, panels);
@@ -219,7 +220,7 @@ WORD bool async_gradient_keys(const cuda_call &call, char *memory, const async_k
       if (kind.general && n + 1 < count) {
         int64_t unused;
         if (q0 == begin) s = slice_make(p, call.operands, first.b, first.h + (n + 1) / steps, unused);
-        gradient_bits_of(async_bits_of(bits, stage), p, s, q0, ASYNC_STEP, k0, rows / 32, 2 * rows);
+        gradient_bits_of(async_bits_of(bits, stage), masks, p, s, q0, ASYNC_STEP, k0, rows / 32, 2 * rows);
       }
     }
     word_products_wait(0);
@@ -256,7 +257,7 @@ WORD bool async_gradient_queries(const cuda_call &call, char *memory, const asyn
   const float scale = (float)p.scale * LOG2_E, *values = gradient_values(call, s.b, s.h);
   gradient_band band = band_of(p, s);
   float d_q[16][4], c[8][4], d[8][4], lse[2], delta[2];
-  uint32_t a_d[4][4];
+  uint32_t a_d[4][4], masks[8];
   async_clear(d_q, panels);
   UNROLLED
   for (int half = 0; half < 2; half++) {
@@ -276,7 +277,7 @@ WORD bool async_gradient_queries(const cuda_call &call, char *memory, const asyn
     async_copy(staged, ASYNC_STEP, k, k_len - begin, panels, kind.groups);
     async_copy(staged + bytes, ASYNC_STEP, v, k_len - begin, panels, kind.groups);
     word_copy_commit();
-    if (kind.general) gradient_bits_of(async_bits_of(bits, 0), p, s, q0, rows, begin, ASYNC_STEP / 32, 2 * rows);
+    if (kind.general) gradient_prepare(async_bits_of(bits, 0), p, s, q0, rows, begin, ASYNC_STEP / 32, 2 * rows);
     for (int k0 = begin, stage = 0; k0 < end; k0 += ASYNC_STEP, stage ^= 1) {
       const char *stage_k = staged + 2 * bytes * stage, *stage_v = stage_k + bytes;
       word_copy_wait(0);
@@ -296,13 +297,13 @@ WORD bool async_gradient_queries(const cuda_call &call, char *memory, const asyn
       word_copy_commit();
       gradient_window w = window_of(band, mine, q_len, k0, k_len, false);
       if (kind.general) {
+        if (k0 + ASYNC_STEP < end && s.mask.data)
+          gradient_mask_read(masks, s.mask, q_len, k_len, q0, rows, k0 + ASYNC_STEP, ASYNC_STEP / 32, 2 * rows);
         word_products_wait(0);
         async_done(c, 8);
         async_done(d, 8);
-        UNROLLED
-        for (int x = 0; x < 4; x++)
-          gradient_general(c + 2 * x, d + 2 * x, 2, lse, delta, 16 * x, w, p, s, mine, k0, mine - q0 + lane_row(),
-                           async_bits_of(bits, stage), ASYNC_STEP / 32, false, false);
+        gradient_general(c, d, 8, lse, delta, 0, w, p, s, mine, k0, mine - q0 + lane_row(), async_bits_of(bits, stage),
+                         ASYNC_STEP / 32, false, false);
       } else {
         async_done(c, 8);
         if (window_full(w, 0, ASYNC_STEP, 16))
@@ -316,7 +317,8 @@ WORD bool async_gradient_queries(const cuda_call &call, char *memory, const asyn
       async_operand(a_d, d);
       async_product(d_q, a_d, stage_k, panels);
       if (kind.general && k0 + ASYNC_STEP < end)
-        gradient_bits_of(async_bits_of(bits, stage ^ 1), p, s, q0, rows, k0 + ASYNC_STEP, ASYNC_STEP / 32, 2 * rows);
+        gradient_bits_of(async_bits_of(bits, stage ^ 1), masks, p, s, q0, rows, k0 + ASYNC_STEP, ASYNC_STEP / 32,
+                         2 * rows);
     }
     word_products_wait(0);
   }
