@@ -71,12 +71,12 @@ static attend_status load(int ordinal) {
 
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                  char reason[ATTEND_REASON_SIZE]) {
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
   const char *refused = refusal(p);
   if (refused) {
     snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
     return false;
   }
-  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
   if (load(p->device.id)) {
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
