@@ -34,6 +34,8 @@ static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 static int64_t longest(const attend_problem *p) { return p->q_len > p->k_len ? p->q_len : p->k_len; }
 static int64_t widest(const attend_problem *p) { return p->head_dim > p->v_dim ? p->head_dim : p->v_dim; }
 
+static int64_t elements_of_word(const attend_problem *p) { return ROW_BYTES / (p->type == TYPE_F32 ? 4 : 2); }
+
 static bool is_general(const attend_problem *p) {
   static const operand_id options[] = {OPERAND_MASK,   OPERAND_BIAS,      OPERAND_ALIBI,    OPERAND_SINK,
                                        OPERAND_KV_LEN, OPERAND_Q_OFFSETS, OPERAND_K_OFFSETS};
@@ -52,7 +54,8 @@ static bool has_aligned_rows(const attend_problem *p) {
     const attend_layout *l = &p->layout[ids[i]];
     if (l->type != TYPE_NONE && (l->col != 1 || l->alignment % ROW_BYTES)) return false;
   }
-  return p->head_dim % 8 == 0 && p->v_dim % 8 == 0;
+  int64_t word = elements_of_word(p);
+  return p->head_dim >= word && p->v_dim >= word && p->head_dim % word == 0 && p->v_dim % word == 0;
 }
 
 static const char *refusal(const attend_problem *p) {
@@ -63,7 +66,7 @@ static const char *refusal(const attend_problem *p) {
   if (attend_has(p, OPERAND_D_BIAS) || attend_has(p, OPERAND_D_SINK))
     return "d_bias and d_sink are sums over sequences";
   if (widest(p) > 64 * SHORT_MOST_CHUNKS) return "a head of more than 1024 columns";
-  if (p->head_dim < 8 || p->v_dim < 8 || !has_aligned_rows(p)) return "rows that are not made of aligned 16-byte words";
+  if (!has_aligned_rows(p)) return "rows that are not made of aligned 16-byte words";
   if (p->direction == ATTEND_BACKWARD && p->heads / p->kv_heads > SHORT_MOST_GROUP)
     return "more than 32 heads share a head of k";
   return p->batch * p->heads * ((widest(p) + 63) / 64) > INT32_MAX / 4 ? "more than 2^29 sequences times heads" : NULL;
@@ -100,12 +103,15 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   int size = choice->tile_q == 8 ? 0 : choice->tile_q == 16 ? 1 : 2;
   int entry = (forward ? FORWARD_8 : BACKWARD_8) + size + (general ? GENERAL : 0);
   if (choice->tile_q == 24) entry = forward ? FORWARD_24 : BACKWARD_24;
-  int64_t pairs = p->batch * (forward ? p->heads : p->kv_heads), items = size ? pairs : (pairs + 1) / 2;
+  int64_t items = p->batch * (forward ? p->heads : p->kv_heads), warps = SHORT_WARPS;
+  if (p->type == TYPE_F32)
+    warps = SHORT_LANES_WARPS(choice->tile_q);
+  else if (size == 0)
+    items = (items + 1) / 2;
   if (!forward && general) items *= (widest(p) + 63) / 64;
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
-  if (!status)
-    status = cuda_launch(entries[entry], (items + SHORT_WARPS - 1) / SHORT_WARPS, 32 * SHORT_WARPS, &call, stream);
+  if (!status) status = cuda_launch(entries[entry], (items + warps - 1) / warps, (unsigned)(32 * warps), &call, stream);
   cuda_leave(&scope);
   return status;
 }
@@ -118,7 +124,8 @@ static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]
 #define ROW(direction, DIRECTION, dtype, TYPE)                                                                         \
   { #direction "_" #dtype "_short_cuda", ATTEND_BACKEND_FLASH, ATTEND_CUDA, DIRECTION, TYPE, usable, plan, run, NULL }
 static const attend_kernel_row rows[] = {
-    ROW(forward, ATTEND_FORWARD, f16, TYPE_F16), ROW(backward, ATTEND_BACKWARD, f16, TYPE_F16),
+    ROW(forward, ATTEND_FORWARD, f32, TYPE_F32),   ROW(backward, ATTEND_BACKWARD, f32, TYPE_F32),
+    ROW(forward, ATTEND_FORWARD, f16, TYPE_F16),   ROW(backward, ATTEND_BACKWARD, f16, TYPE_F16),
     ROW(forward, ATTEND_FORWARD, bf16, TYPE_BF16), ROW(backward, ATTEND_BACKWARD, bf16, TYPE_BF16)};
 
 attend_kernel_table cuda_short_rows(void) { return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)}; }

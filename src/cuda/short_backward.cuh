@@ -61,7 +61,7 @@ WORD void short_backward_tile(const cuda_call &call, uint32_t number, int chunk,
     for (int member = 0; member < members; member++) {
       short_sequence s[2];
       for (int x = 0; x < kind.pairs; x++)
-        s[x] = short_slice(call, number * kind.pairs + x, kind.general, (uint32_t)member, kind);
+        s[x] = short_slice(call, number * kind.pairs + x, kind.general, (uint32_t)member, kind.general);
       block q[4], k[4], v[4], d_out[4];
       float c[2][4][4] = {}, d[2][4][4] = {};
       uint32_t a_p[2][2][4], a_d[2][2][4], seen[2][2];

@@ -12,7 +12,7 @@ WORD void short_forward_tile(const cuda_call &call, uint32_t number, const short
   uint32_t again = 0; /* chunks of the output that came out NaN */
   for (bool careful = false;; careful = true) {
     short_sequence s[2];
-    for (int x = 0; x < kind.pairs; x++) s[x] = short_slice(call, number * kind.pairs + x, false, 0, kind);
+    for (int x = 0; x < kind.pairs; x++) s[x] = short_slice(call, number * kind.pairs + x, false, 0, kind.general);
     block q[4], k[4], v[4];
     float c[2][4][4] = {}, factor[2][2], lse[2][2];
     uint32_t a[2][2][4], seen[2][2];
