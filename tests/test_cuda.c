@@ -207,7 +207,7 @@ static problem_spec spec_of(uint64_t seed, attend_dtype dtype, attend_direction 
     s.q_len = 1 + (int64_t)(draw >> 8) % 300;
     s.k_len = draw >> 12 & 1 ? s.q_len : 1 + (int64_t)(draw >> 16) % 300;
     if (draw >> 21 & 1) s.k_len = (s.k_len + 15) / 16 * 16; /* rows of masks and biases are whole words */
-    s.head_dim = draw >> 13 & 1 ? 64 : 8 * (1 + (int64_t)(draw >> 24) % 16);
+    s.head_dim = draw >> 13 & 1 ? draw >> 22 & 1 ? 128 : 64 : 8 * (1 + (int64_t)(draw >> 24) % 16);
     s.v_dim = draw >> 14 & 3 ? s.head_dim : 8 * (1 + (int64_t)(draw >> 32) % 16);
     s.batch = 1 + (int64_t)(draw >> 40) % 2;
     s.kv_heads = 1, s.heads = 1 + (int64_t)(draw >> 44) % 2;
