@@ -308,13 +308,18 @@ static void take_sequence(test_problem *one, const test_problem *all, int64_t b)
 
 static void sequences_do_not_know_each_other(void **state) {
   (void)state;
-  const int64_t shapes[][5] = {{5, 5, 64, 2, 3},   {8, 8, 32, 1, 3},   {13, 16, 64, 2, 3},
-                               {29, 32, 64, 1, 3}, {1, 700, 64, 4, 3}, {4, 4, 16, 2, large ? 65536 : 9}};
+  const int64_t shapes[][5] = {{5, 5, 64, 2, 3},
+                               {8, 8, 32, 1, 3},
+                               {13, 16, 64, 2, 3},
+                               {29, 32, 64, 1, 3},
+                               {1, 700, 64, 4, 3},
+                               {4, 4, 16, 2, large ? 65536 : 9},
+                               {1, 1100, large ? 128 : 8, large ? 8 : 1, large ? 600 : 4}};
   static test_problem all, one;
   static run_outputs batch, again, alone;
   for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
     for (int t = 0; t < 3; t++)
-      for (int s = 0; s < 6; s++) {
+      for (int s = 0; s < 7; s++) {
         problem_spec spec = {.seed = 7,
                              .dtype = types[t].dtype,
                              .batch = shapes[s][4],

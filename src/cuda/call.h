@@ -12,9 +12,11 @@ typedef struct decode_source {
   int64_t batch, head, row; /* strides */
 } decode_source;
 typedef struct decode_shape {
-  uint32_t group, row_tiles, limit, most_parts; /* heads that share a head of K, tiles of rows, parts */
-  uint32_t kv_heads, k_len, part, parts;        /* keys of a sequence; of these, keys of a part, and parts */
-  bool plain;                                   /* all sequences have k_len keys, which lie in one piece */
+  uint32_t group, row_tiles, limit;      /* heads that share a head of K, tiles of rows, most parts */
+  uint32_t most_sums;                    /* parts, or spans, of the longest sequence: blocks of a tile */
+  uint32_t kv_heads, k_len, part, parts; /* keys of a sequence; of these, keys of a part, and parts */
+  bool span;                             /* a block takes a span, not a part */
+  bool plain;                            /* all sequences have k_len keys, which lie in one piece */
   decode_source k, v;
 } decode_shape;
 

@@ -11,17 +11,41 @@
 
 enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16 };
 
-typedef enum entry_id { NARROW_8, WIDE_8, NARROW_16, WIDE_16, GENERAL, MERGE = 2 * GENERAL, ENTRY_COUNT } entry_id;
+typedef enum entry_id {
+  NARROW_8,
+  WIDE_8,
+  NARROW_16,
+  WIDE_16,
+  GENERAL,             /* + one of the above */
+  SPANS = 2 * GENERAL, /* + NARROW_8 or WIDE_8 */
+  MERGE = SPANS + NARROW_16,
+  MERGE_SPANS,
+  ENTRY_COUNT
+} entry_id;
 
-static const char *const entry_names[ENTRY_COUNT] = {
-    "decode_8_narrow",          "decode_8_wide",           "decode_16_narrow",
-    "decode_16_wide",           "decode_general_8_narrow", "decode_general_8_wide",
-    "decode_general_16_narrow", "decode_general_16_wide",  "decode_merge"};
+static const char *const entry_names[ENTRY_COUNT] = {"decode_8_narrow",
+                                                     "decode_8_wide",
+                                                     "decode_16_narrow",
+                                                     "decode_16_wide",
+                                                     "decode_general_8_narrow",
+                                                     "decode_general_8_wide",
+                                                     "decode_general_16_narrow",
+                                                     "decode_general_16_wide",
+                                                     "decode_spans_8_narrow",
+                                                     "decode_spans_8_wide",
+                                                     "decode_merge",
+                                                     "decode_merge_spans"};
 
 static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 
 static bool is_general(const attend_problem *p) {
   return attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) || p->softcap > 0;
+}
+
+/* Do blocks take spans? The bits are the same. */
+static bool by_spans(const attend_problem *p) {
+  if (is_general(p) || decode_rows(p) != 8 || decode_most_parts(p) == 1) return false;
+  return decode_tiles(p) * decode_most_spans(p) >= (int64_t)DECODE_ENOUGH * cuda_multiprocessors(p->device.id);
 }
 
 static int64_t widest(const attend_problem *p) { return p->head_dim > p->v_dim ? p->head_dim : p->v_dim; }
@@ -59,7 +83,7 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
   }
   choice->tile_q = decode_rows(p);
   choice->tile_k = DECODE_KEYS;
-  choice->splits = decode_most_parts(p);
+  choice->splits = by_spans(p) ? decode_most_spans(p) : decode_most_parts(p);
   choice->alignment = ROW_BYTES;
   choice->state = kernels[p->type];
   if (choice->splits > 1)
@@ -79,7 +103,8 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   decode_shape shape = {.group = (uint32_t)(p->heads / p->kv_heads),
                         .row_tiles = (uint32_t)decode_row_tiles(p),
                         .limit = (uint32_t)decode_limit(p),
-                        .most_parts = (uint32_t)choice->splits,
+                        .most_sums = (uint32_t)choice->splits,
+                        .span = choice->splits < decode_most_parts(p),
                         .kv_heads = (uint32_t)p->kv_heads,
                         .k_len = (uint32_t)p->k_len,
                         .part = decode_part((uint32_t)decode_limit(p), (uint32_t)p->k_len),
@@ -89,15 +114,20 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
                         .v = source(p, o, OPERAND_V)};
   cuda_call call = {*p, *o, workspace, shape};
   void *const *entries = choice->state;
-  int entry = (decode_rows(p) == 8 ? NARROW_8 : NARROW_16) + (widest(p) > 64) + (is_general(p) ? GENERAL : 0);
+  int entry = (decode_rows(p) == 8 ? NARROW_8 : NARROW_16) + (widest(p) > 64) +
+              (is_general(p) ? GENERAL
+               : shape.span  ? SPANS
+                             : 0);
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
   if (!status)
     status = cuda_launch_early(p->device.id, entries[entry], decode_tiles(p) * choice->splits, 32 * DECODE_WARPS, &call,
                                stream);
+  int64_t blocks = p->batch * p->heads * p->q_len;
+  if (shape.span) blocks = (blocks + DECODE_WARPS - 1) / DECODE_WARPS;
   if (!status && choice->splits > 1)
-    status = cuda_launch_early(p->device.id, entries[MERGE], p->batch * p->heads * p->q_len, 32 * DECODE_WARPS, &call,
-                               stream);
+    status = cuda_launch_early(p->device.id, entries[shape.span ? MERGE_SPANS : MERGE], blocks, 32 * DECODE_WARPS,
+                               &call, stream);
   cuda_leave(&scope);
   return status;
 }

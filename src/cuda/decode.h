@@ -5,7 +5,9 @@
  * A sequence is cut into parts by its own shape alone, so that its bits do not depend on what else is in the batch: of
  * DECODE_SMALLEST_PART keys, or more where that would be more than DECODE_MOST_BLOCKS blocks for all heads of K.
  *
- * One block reads a part; its warps take 16 keys in turn. */
+ * Sums are made in one order, whoever makes them: of each quarter of a part, 16 keys at a time; of the quarters, a
+ * part; of four parts, a span. One block reads a part, its warps a quarter each; or, where that gives blocks enough, a
+ * span, its warps a part each, which leaves a quarter as much to the second launch. */
 #ifndef ATTEND_CUDA_DECODE_H
 #define ATTEND_CUDA_DECODE_H
 
@@ -16,6 +18,9 @@ enum {
   DECODE_KEYS = 16, /* of a warp at a time */
   DECODE_AHEAD = 1, /* V is on its way for so many steps ahead, K for one more */
   DECODE_SMALLEST_PART = 256,
+  DECODE_SPAN = DECODE_WARPS, /* parts */
+  DECODE_ENOUGH = 8,          /* spans a multiprocessor: fewer would leave some idle at the end */
+  DECODE_SPAN_BLOCKS = 3,     /* on a multiprocessor; registers for four would spill */
   DECODE_MOST_BLOCKS = 512,   /* of a sequence */
   DECODE_MOST_KEYS = 1 << 30, /* indices of keys stay within 32 bits */
   DECODE_MOST_QUERIES = 16,
@@ -37,14 +42,20 @@ ATTEND_INLINE int64_t decode_most_parts(const attend_problem *p) {
 }
 /* Keys of a part. */
 ATTEND_INLINE uint32_t decode_part(uint32_t limit, uint32_t k_len) {
-  uint32_t step = DECODE_KEYS * DECODE_WARPS, part = ((k_len + limit - 1) / limit + step - 1) / step * step;
-  return part > DECODE_SMALLEST_PART ? part : (uint32_t)DECODE_SMALLEST_PART;
+  uint32_t step = DECODE_KEYS * DECODE_WARPS, least = DECODE_SMALLEST_PART;
+  uint32_t part = (k_len + limit - 1) / limit;
+  if (k_len < least) least = k_len;
+  if (part < least) part = least;
+  return part < step ? step : (part + step - 1) / step * step;
 }
 ATTEND_INLINE uint32_t decode_parts(uint32_t limit, uint32_t k_len) {
   uint32_t part = decode_part(limit, k_len);
   return k_len <= part ? 1 : (k_len + part - 1) / part;
 }
-/* Reals that a part leaves for a row: sum, largest, two unused, and the output before division. */
+ATTEND_INLINE int64_t decode_most_spans(const attend_problem *p) {
+  return (decode_most_parts(p) + DECODE_SPAN - 1) / DECODE_SPAN;
+}
+/* Reals that a part or a span leaves for a row: sum, largest, two unused, and the output before division. */
 ATTEND_INLINE int64_t decode_part_reals(const attend_problem *p) { return p->v_dim + 4; }
 ATTEND_INLINE int64_t decode_tiles(const attend_problem *p) { return p->batch * p->kv_heads * decode_row_tiles(p); }
 

@@ -8,7 +8,7 @@
 #include <string.h>
 
 enum { CUDA_ERROR_OUT_OF_MEMORY = 2, OLDEST_DRIVER = 12000, OLDEST_EARLY = 12030, MAX_DEVICES = 64 };
-enum { ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 };   /* of a device */
+enum { ATTRIBUTE_MULTIPROCESSORS = 16, ATTRIBUTE_MAJOR = 75, ATTRIBUTE_MINOR = 76 }; /* of a device */
 enum { ATTRIBUTE_PTX = 5, ATTRIBUTE_MOST_SHARED = 8 }; /* of a kernel: virtual architecture; dynamic, of a block */
 enum { ATTRIBUTE_EARLY = 6 };                          /* of a launch: programmatic stream serialization */
 
@@ -132,6 +132,14 @@ int cuda_capability(int ordinal) {
       driver.device_attribute(&minor, ATTRIBUTE_MINOR, device))
     return 0;
   return 10 * major + minor;
+}
+
+int cuda_multiprocessors(int ordinal) {
+  int device, count = 0;
+  if (!cuda_driver_get(NULL) || driver.device_get(&device, ordinal) ||
+      driver.device_attribute(&count, ATTRIBUTE_MULTIPROCESSORS, device))
+    return 1;
+  return count;
 }
 
 attend_status cuda_allow_shared(int ordinal, void *kernel, unsigned bytes) {

@@ -86,6 +86,9 @@ bool cuda_image_for(int capability, char image[ATTEND_NAME_SIZE], char reason[AT
 /* Compute capability of device `ordinal` as 10 * major + minor; 0 if it cannot be used. */
 int cuda_capability(int ordinal);
 
+/* Its multiprocessors; 1 if it cannot be used. */
+int cuda_multiprocessors(int ordinal);
+
 /* Enqueue kernel(arguments) on `blocks` blocks, at most 2^31 - 1: kernels step through their items by gridDim.x. */
 attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const void *arguments, void *stream);
 

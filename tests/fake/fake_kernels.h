@@ -46,7 +46,8 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
   FAKE_NAMED(decode_8_narrow_##type), FAKE_NAMED(decode_8_wide_##type), FAKE_NAMED(decode_16_narrow_##type),           \
       FAKE_NAMED(decode_16_wide_##type), FAKE_NAMED(decode_general_8_narrow_##type),                                   \
       FAKE_NAMED(decode_general_8_wide_##type), FAKE_NAMED(decode_general_16_narrow_##type),                           \
-      FAKE_NAMED(decode_general_16_wide_##type), FAKE_NAMED(decode_merge_##type)
+      FAKE_NAMED(decode_general_16_wide_##type), FAKE_NAMED(decode_spans_8_narrow_##type),                             \
+      FAKE_NAMED(decode_spans_8_wide_##type), FAKE_NAMED(decode_merge_##type), FAKE_NAMED(decode_merge_spans_##type)
 
 #define FAKES_TILE(type)                                                                                               \
   FAKE_NAMED(tile_forward_narrow_##type), FAKE_NAMED(tile_forward_wide_##type),                                        \
