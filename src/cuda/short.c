@@ -111,7 +111,13 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   if (!forward && general) items *= (widest(p) + 63) / 64;
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
-  if (!status) status = cuda_launch(entries[entry], (items + warps - 1) / warps, (unsigned)(32 * warps), &call, stream);
+  int64_t blocks = (items + warps - 1) / warps;
+  unsigned threads = (unsigned)(32 * warps);
+  /* The general kernels and those in f32 do not wait for the kernel before them. */
+  if (!status && (general || p->type == TYPE_F32))
+    status = cuda_launch(entries[entry], blocks, threads, &call, stream);
+  else if (!status)
+    status = cuda_launch_early(p->device.id, entries[entry], blocks, threads, &call, stream);
   cuda_leave(&scope);
   return status;
 }

@@ -12,11 +12,13 @@
     short_backward_tile(call, number, 0, {groups, pairs, false});                                                      \
   }                                                                                                                    \
   ENTRY(short_forward_##rows, 32 * SHORT_WARPS, forward_blocks) {                                                      \
+    word_let_next();                                                                                                   \
     uint32_t number = plain_number(call, {groups, pairs, false});                                                      \
     if (number != NO_TILE && !plain_forward(call, number, {groups, pairs, false}))                                     \
       SUFFIXED(short_forward_again_##rows, SUFFIX)(call, number);                                                      \
   }                                                                                                                    \
   ENTRY(short_backward_##rows, 32 * SHORT_WARPS, backward_blocks) {                                                    \
+    word_let_next();                                                                                                   \
     uint32_t number = plain_number(call, {groups, pairs, false});                                                      \
     if (number != NO_TILE && !plain_backward(call, number, {groups, pairs, false}))                                    \
       SUFFIXED(short_backward_again_##rows, SUFFIX)(call, number);                                                     \

@@ -114,6 +114,7 @@ WORD bool plain_forward(const cuda_call &call, uint32_t number, const short_kind
   short_sequence s[2];
   block q[4], k[4], v[4];
   plain_slices(s, call, number, true, kind);
+  word_wait_before();
   short_load(v, s, SHORT_V, 0, (int)p.v_dim, kind);
   short_load(q, s, SHORT_Q, 0, (int)p.head_dim, kind);
   short_load(k, s, SHORT_K, 0, (int)p.head_dim, kind);
@@ -197,6 +198,7 @@ WORD bool plain_backward(const cuda_call &call, uint32_t number, const short_kin
   block q[4], k[4], v[4], d_out[4];
   uint32_t a_p[2][2][4], a_d[2][2][4];
   plain_slices(s, call, number, false, kind);
+  word_wait_before();
   short_load(q, s, SHORT_Q, 0, head_dim, kind);
   short_load(k, s, SHORT_K, 0, head_dim, kind);
   short_load(d_out, s, SHORT_D_OUT, 0, v_dim, kind);
