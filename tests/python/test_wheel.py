@@ -29,7 +29,7 @@ def run(*command, **options):
 def wheel(tmp_path_factory):
     directory = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", directory,
-        "-C", "cmake.define.ATTEND_LIBRARY=" + os.environ["ATTEND_LIBRARY"])
+        "--config-settings", "cmake.define.ATTEND_LIBRARY=" + os.environ["ATTEND_LIBRARY"])
     found, = directory.glob("*.whl")
     return found
 
