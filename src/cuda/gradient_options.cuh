@@ -77,6 +77,14 @@ WORD void gradient_bits_of(const gradient_bits &bits, const uint32_t bytes[8], c
   }
 }
 
+/* What a block works out of queries i0 .. and keys j0 .. for a stage. */
+WORD void gradient_prepare(const gradient_bits &bits, const attend_problem &p, const attend_slice &s, int i0,
+                           const int queries, int j0, const int words, const int threads) {
+  uint32_t bytes[8];
+  if (s.mask.data) gradient_mask_read(bytes, s.mask, (int)s.q_len, (int)s.k_len, i0, queries, j0, words, threads);
+  gradient_bits_of(bits, bytes, p, s, i0, queries, j0, words, threads);
+}
+
 /* Those of a lane, bit 4n + e for element e of fragment n: `own` is the lane's first row in the block. */
 WORD uint32_t gradient_lane_bits(const uint32_t *bits, const int count, int own, int at, const int words,
                                  const bool owns_keys) {

@@ -17,15 +17,7 @@
 
 #include "gradient_tile.cuh"
 
-/* ---- lse in units of log 2, and delta_i = <dO_i, o_i> - dlse_i, in the workspace --------------------------------- */
-
-WORD int64_t gradient_padded(const attend_problem &p) {
-  return (p.q_len + GRADIENT_PAD - 1) / GRADIENT_PAD * GRADIENT_PAD;
-}
-WORD float *gradient_values(const cuda_call &call, int64_t b, int64_t h) {
-  return (float *)call.workspace + (b * call.problem.heads + h) * gradient_padded(call.problem);
-}
-WORD int64_t gradient_delta_at(const attend_problem &p) { return p.batch * p.heads * gradient_padded(p); }
+/* ---- Delta ------------------------------------------------------------------------------------------------------ */
 
 /* Eight lanes a query. */
 WORD void gradient_delta(const cuda_call &call) {
@@ -432,29 +424,6 @@ WORD void gradient_bias(const cuda_call &call, gradient_memory &memory, const gr
     put_element(p, (char *)call.operands.data[OPERAND_D_BIAS],
                 at_b * l.batch + at_h * l.head + (at_q + row) * l.row + (at_k + column) * l.col, l.type, x);
   }
-}
-
-/* d_sink[h] = -sum exp(sink - lse) delta: one block a head. */
-WORD void gradient_sink(const cuda_call &call) {
-  __shared__ float part[GRADIENT_SINK_THREADS];
-  const attend_problem &p = call.problem;
-  const attend_layout &l = p.layout[OPERAND_D_SINK];
-  int64_t h = blockIdx.x;
-  float sum = 0;
-  for (int64_t b = 0; b < p.batch; b++) {
-    int64_t key_rows;
-    attend_slice s = slice_make(p, call.operands, b, h, key_rows);
-    if (s.sink == -INFINITY) continue;
-    const float *lse = gradient_values(call, b, h), *delta = lse + gradient_delta_at(p);
-    for (int64_t i = threadIdx.x; i < s.q_len; i += GRADIENT_SINK_THREADS)
-      sum -= word_exp2((float)s.sink * LOG2_E - lse[i]) * delta[i];
-  }
-  part[threadIdx.x] = sum;
-  for (int half = GRADIENT_SINK_THREADS / 2; half; half /= 2) {
-    word_sync_block();
-    if ((int)threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
-  }
-  if (threadIdx.x == 0) put_element(p, (char *)call.operands.data[OPERAND_D_SINK], h * l.head, l.type, part[0]);
 }
 
 #endif
