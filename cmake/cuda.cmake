@@ -35,7 +35,7 @@ elseif(cuda_sources)
   foreach(source ${cuda_sources})
     cmake_path(GET source STEM name)
     set(gencode ${generic})
-    if(name MATCHES "^(short|decode|tile|simt)_" AND NOT ATTEND_CUDA_ARCHITECTURES STREQUAL "75") # instructions of sm_80
+    if(name MATCHES "^(short|decode|tile|split)_" AND NOT ATTEND_CUDA_ARCHITECTURES STREQUAL "75") # instructions of sm_80
       list(FILTER gencode EXCLUDE REGEX "compute_75")
     endif()
     if(name MATCHES "_sm90_")

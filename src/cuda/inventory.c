@@ -19,7 +19,7 @@ static void join(void) {
   append(cuda_decode_rows());
   append(cuda_tile_rows());
   append(cuda_tile_backward_rows());
-  append(cuda_simt_rows());
+  append(cuda_split_rows());
   append(cuda_efficient_rows());
 }
 

@@ -128,6 +128,16 @@ WORD void word_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1
 #endif
 }
 
+/* The same for TF32, k = 8: f32 without the last 13 bits, which are ignored. a0 = (g, t), a1 = (g+8, t), a2 = (g, t+4),
+ * a3 = (g+8, t+4); b0 = (t, g), b1 = (t+4, g). */
+WORD void word_mma_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
 /* Transpose an 8x8 matrix of 16-bit elements held one register a lane: lane holds row lane / 4, columns 2t, 2t+1. */
 WORD uint32_t word_transpose(uint32_t x) {
   uint32_t y;

@@ -9,7 +9,7 @@ attend_kernel_table cuda_short_rows(void);
 attend_kernel_table cuda_decode_rows(void);
 attend_kernel_table cuda_tile_rows(void);
 attend_kernel_table cuda_tile_backward_rows(void);
-attend_kernel_table cuda_simt_rows(void);
+attend_kernel_table cuda_split_rows(void);
 attend_kernel_table cuda_efficient_rows(void);
 
 #endif

@@ -37,10 +37,15 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(short_backward_general_16_##type), FAKE_NAMED(short_backward_general_32_##type),                      \
       FAKE_NAMED(short_forward_24_##type), FAKE_NAMED(short_backward_24_##type)
 
-#define FAKES_SIMT(type)                                                                                               \
-  FAKE_NAMED(simt_forward_narrow_##type), FAKE_NAMED(simt_forward_wide_##type),                                        \
-      FAKE_NAMED(simt_backward_keys_narrow_##type), FAKE_NAMED(simt_backward_keys_wide_##type),                        \
-      FAKE_NAMED(simt_backward_queries_narrow_##type), FAKE_NAMED(simt_backward_queries_wide_##type)
+#define FAKES_SPLIT(type)                                                                                              \
+  FAKE_NAMED(split_forward_narrow_##type), FAKE_NAMED(split_forward_wide_##type),                                      \
+      FAKE_NAMED(split_forward_general_narrow_##type), FAKE_NAMED(split_forward_general_wide_##type),                  \
+      FAKE_NAMED(split_keys_narrow_##type), FAKE_NAMED(split_keys_wide_##type),                                        \
+      FAKE_NAMED(split_keys_general_narrow_##type), FAKE_NAMED(split_keys_general_wide_##type),                        \
+      FAKE_NAMED(split_queries_narrow_##type), FAKE_NAMED(split_queries_wide_##type),                                  \
+      FAKE_NAMED(split_queries_general_narrow_##type), FAKE_NAMED(split_queries_general_wide_##type),                  \
+      FAKE_NAMED(split_bias_narrow_##type), FAKE_NAMED(split_bias_wide_##type), FAKE_NAMED(split_delta_##type),        \
+      FAKE_NAMED(split_sink_##type)
 
 #define FAKES_DECODE(type)                                                                                             \
   FAKE_NAMED(decode_8_narrow_##type), FAKE_NAMED(decode_8_wide_##type), FAKE_NAMED(decode_16_narrow_##type),           \

@@ -2,7 +2,8 @@
 /* Kernels for f32 on the emulator. */
 #include "fake/fake_kernels.h"
 
-#include "cuda/simt_f32.cu"
+#include "cuda/split_f32.cu"
+#undef ELEMENT
 #undef SUFFIX
 #include "cuda/short_f32.cu"
 #undef ELEMENT
@@ -10,6 +11,6 @@
 #include "cuda/efficient_f32.cu"
 
 fake_kernels fake_kernels_f32() {
-  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f32), FAKES_SHORT(f32), FAKES_SIMT(f32)};
+  static const fake_kernel kernels[] = {FAKES_EFFICIENT(f32), FAKES_SHORT(f32), FAKES_SPLIT(f32)};
   return {kernels, sizeof kernels / sizeof *kernels};
 }

@@ -183,6 +183,26 @@ void emulate_mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, bool
   }
 }
 
+/* Sums are cut off, not rounded, as tensor cores do. */
+void emulate_mma_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  struct operands {
+    uint32_t a[4], b[2];
+  } mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  const void *deposits = emulate_exchange(&mine, sizeof mine);
+  int g = emulate_lane() / 4, t = emulate_lane() % 4;
+  for (int e = 0; e < 4; e++) {
+    int row = g + 8 * (e / 2), column = 2 * t + e % 2;
+    double sum = c[e];
+    for (int k = 0; k < 8; k++) {
+      uint32_t x = emulate_from<operands>(deposits, 4 * (row % 8) + k % 4).a[row / 8 + 2 * (k / 4)] & 0xFFFFE000;
+      uint32_t y = emulate_from<operands>(deposits, 4 * column + k % 4).b[k / 4] & 0xFFFFE000;
+      sum += (double)word_f32_from_bits(x) * word_f32_from_bits(y);
+    }
+    float rounded = (float)sum;
+    c[e] = fabs(rounded) > fabs(sum) ? nextafterf(rounded, 0) : rounded;
+  }
+}
+
 void emulate_load_matrices(uint32_t r[4], const void *shared_row, bool transposed) {
   const void *deposits = emulate_exchange(&shared_row, sizeof shared_row);
   int g = emulate_lane() / 4, t = emulate_lane() % 4;

@@ -117,6 +117,8 @@ WORD float word_f32_from_f16(uint32_t low_half) { return emulate_f16_to_f32(low_
 void emulate_mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, bool bf16);
 WORD void word_mma_bf16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) { emulate_mma(c, a, b0, b1, true); }
 WORD void word_mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) { emulate_mma(c, a, b0, b1, false); }
+void emulate_mma_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
+WORD void word_mma_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) { emulate_mma_tf32(c, a, b0, b1); }
 WORD uint32_t word_transpose(uint32_t x) {
   const void *rows = emulate_exchange(&x, 4); /* element (r, c) is half c % 2 of lane 4 r + c / 2 */
   int g = emulate_lane() / 4, t = emulate_lane() % 4;

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT */
+/* Planning and launching the f32 kernels in tiles on tensor cores. */
+#include "split.h"
+
+#include "call.h"
+#include "driver.h"
+#include "rows.h"
+#include "tile_backward.h"
+
+#include <stdio.h>
+
+enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16, MOST_COLUMNS = 128 };
+
+typedef enum entry_id {
+  NARROW,
+  WIDE,
+  GENERAL, /* + one of the above */
+  VARIANTS = 2 * GENERAL,
+  FORWARD = 0, /* + a variant, as KEYS and QUERIES */
+  KEYS = VARIANTS,
+  QUERIES = 2 * VARIANTS,
+  BIAS = 3 * VARIANTS, /* + NARROW or WIDE */
+  DELTA = BIAS + GENERAL,
+  SINK,
+  ENTRY_COUNT
+} entry_id;
+
+#define NAMES(name) name "_narrow", name "_wide", name "_general_narrow", name "_general_wide"
+static const char *const entry_names[ENTRY_COUNT] = {
+    NAMES("split_forward"), NAMES("split_keys"), NAMES("split_queries"), "split_bias_narrow", "split_bias_wide",
+    "split_delta",          "split_sink"};
+#undef NAMES
+
+static void *kernels[ENTRY_COUNT];
+
+static unsigned shared_of(entry_id entry) {
+  static const unsigned forward[] = {SPLIT_SHARED(64, 1, SPLIT_FORWARD_STAGE),
+                                     SPLIT_SHARED(128, 1, SPLIT_FORWARD_STAGE)};
+  static const unsigned backward[] = {SPLIT_SHARED(64, 2, SPLIT_BACKWARD_STAGE),
+                                      SPLIT_SHARED(128, 2, SPLIT_BACKWARD_STAGE)};
+  return entry >= DELTA ? 0 : entry >= KEYS ? backward[entry % GENERAL] : forward[entry % GENERAL];
+}
+
+static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
+static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
+
+/* A sink is in lse already when backward begins. */
+static bool is_general(const attend_problem *p) {
+  return attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) || p->softcap > 0 ||
+         p->dropout_threshold || (p->direction == ATTEND_FORWARD && (attend_has(p, OPERAND_SINK) || !(p->scale > 0)));
+}
+
+/* TF32 has to be worth more than three times the multiply-adds: on GPUs made for graphics it is worth as many. */
+static bool is_fast(int capability) {
+  return capability == 80 || capability == 90 || capability == 100 || capability == 103;
+}
+
+static const char *refusal(const attend_problem *p) {
+  static const operand_id ids[] = {OPERAND_Q,     OPERAND_K,   OPERAND_V,   OPERAND_OUT,
+                                   OPERAND_D_OUT, OPERAND_D_Q, OPERAND_D_K, OPERAND_D_V};
+  if (p->paged) return "paged keys";
+  if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES))
+    return "probs and scores come from the math back-end";
+  if (p->head_dim > MOST_COLUMNS || p->v_dim > MOST_COLUMNS) return "a head of more than 128 columns";
+  bool aligned = p->head_dim % 4 == 0 && p->v_dim % 4 == 0 && p->head_dim && p->v_dim;
+  for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+    if (attend_has(p, ids[i]))
+      aligned = aligned && p->layout[ids[i]].col == 1 && p->layout[ids[i]].alignment % ROW_BYTES == 0;
+  if (!aligned) return "rows that are not made of aligned 16-byte words";
+  if (p->q_len < 1 || p->k_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
+  int64_t longest = p->q_len > p->k_len ? p->q_len : p->k_len;
+  if (longest > 1 << 29) return "more than 2^29 queries or keys";
+  return tiles_of(longest, SPLIT_ROWS) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
+}
+
+static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
+                 char reason[ATTEND_REASON_SIZE]) {
+  int id = p->device.id;
+  if (!cuda_serves(id, OLDEST_CAPABILITY, reason)) return false;
+  const char *refused = refusal(p);
+  if (!refused && !is_fast(cuda_capability(id))) refused = "tensor cores as slow in TF32 as multiply-adds";
+  if (refused) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+    return false;
+  }
+  attend_status status = cuda_load(id, "split", TYPE_F32, entry_names, ENTRY_COUNT, kernels);
+  for (int i = 0; i < DELTA && !status; i++) status = cuda_allow_shared(id, kernels[i], shared_of((entry_id)i));
+  if (status) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+    return false;
+  }
+  bool backward = row->direction == ATTEND_BACKWARD;
+  choice->tile_q = SPLIT_ROWS;
+  choice->tile_k = backward ? SPLIT_ROWS : is_wide(p) ? 32 : 64;
+  choice->alignment = ROW_BYTES;
+  if (backward) /* lse and delta */
+    choice->workspace_bytes =
+        2 * sizeof(float) * (size_t)(p->batch * p->heads * tiles_of(p->q_len, GRADIENT_PAD) * GRADIENT_PAD);
+  choice->state = kernels;
+  return true;
+}
+
+/* A run is in a context of its device from `begin` to `end`, and stops at the first error. */
+typedef struct launcher {
+  const cuda_call *call;
+  void *stream;
+  attend_status status;
+} launcher;
+
+static void launch(launcher *l, int entry, int64_t blocks, unsigned threads) {
+  if (!l->status)
+    l->status = cuda_launch_shared(kernels[entry], blocks, threads, shared_of((entry_id)entry), l->call, l->stream);
+}
+
+static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
+                         const attend_services *services, void *workspace, void *stream) {
+  (void)services, (void)choice;
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
+  cuda_scope scope;
+  launcher l = {&call, stream, cuda_enter(p->device.id, &scope)};
+  int variant = (is_wide(p) ? WIDE : NARROW) + (is_general(p) ? GENERAL : 0);
+  int64_t pairs = p->batch * p->heads, q_blocks = pairs * tiles_of(p->q_len, SPLIT_ROWS);
+  if (p->direction == ATTEND_FORWARD)
+    launch(&l, FORWARD + variant, q_blocks, SPLIT_THREADS);
+  else {
+    const int64_t *shape = p->bias_shape;
+    launch(&l, DELTA, pairs * tiles_of(p->q_len, GRADIENT_PAD), SPLIT_THREADS);
+    if (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V))
+      launch(&l, KEYS + variant, p->batch * p->kv_heads * tiles_of(p->k_len, SPLIT_ROWS), SPLIT_THREADS);
+    if (attend_has(p, OPERAND_D_Q)) launch(&l, QUERIES + variant, q_blocks, SPLIT_THREADS);
+    if (attend_has(p, OPERAND_D_BIAS))
+      launch(&l, BIAS + is_wide(p), shape[0] * shape[1] * tiles_of(shape[2], SPLIT_ROWS) * tiles_of(shape[3], 64),
+             SPLIT_THREADS);
+    if (attend_has(p, OPERAND_D_SINK)) launch(&l, SINK, p->heads, GRADIENT_SINK_THREADS);
+  }
+  cuda_leave(&scope);
+  return l.status;
+}
+
+static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]) {
+  (void)row;
+  return cuda_usable(reason);
+}
+
+static const attend_kernel_row rows[] = {{"forward_f32_split_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA,
+                                          ATTEND_FORWARD, TYPE_F32, usable, plan, run, NULL},
+                                         {"backward_f32_split_cuda", ATTEND_BACKEND_EFFICIENT, ATTEND_CUDA,
+                                          ATTEND_BACKWARD, TYPE_F32, usable, plan, run, NULL}};
+
+attend_kernel_table cuda_split_rows(void) { return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)}; }
