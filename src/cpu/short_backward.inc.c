@@ -216,6 +216,39 @@ static void short_backward_item(void *context, int worker, int64_t index) {
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
 
+/* An item of one query and one key each: short.inc.c says why. */
+static void short_backward_ones(void *context, int worker, int64_t index) {
+  const short_backward_context *c = context;
+  const attend_problem *p = c->problem;
+  int64_t first = index * SHORT_PAIRS, pairs = p->batch * p->heads;
+  int64_t last = pairs - first < SHORT_PAIRS ? pairs : first + SHORT_PAIRS;
+  (void)worker;
+  attend_slice none = {.sink = -INFINITY};
+  score_tile tile = {.problem = p, .slice = &none, .rows = SHORT_ONES, .keys = 1, .width = LANES};
+  real power[LANES], ds[LANES], scale[LANES], one[LANES];
+  short_backward_scratch w = {.p = power, .ds = ds};
+  lanes_store(scale, lanes_set1((real)p->scale));
+  lanes_store(one, lanes_set1(1));
+  for (; first < last; first += SHORT_ONES) {
+    int count = last - first < SHORT_ONES ? (int)(last - first) : SHORT_ONES;
+    short_ones q, k, v, d_out, out;
+    short_ones_at(p, c->operands, OPERAND_Q, first, count, &q);
+    short_ones_at(p, c->operands, OPERAND_K, first, count, &k);
+    short_ones_at(p, c->operands, OPERAND_V, first, count, &v);
+    short_ones_at(p, c->operands, OPERAND_D_OUT, first, count, &d_out);
+    lanes_store(power, short_ones_dots(&q, &k, count, p->head_dim, score_factor(p)));
+    lanes_store(ds, short_ones_dots(&d_out, &v, count, p->v_dim, 1));
+    short_gradient_tile(p, &none, &tile, &w);
+    short_ones_at(p, c->operands, OPERAND_D_Q, first, count, &out);
+    short_ones_products(&out, ds, &k, scale, count, p->head_dim, c->stream_q);
+    short_ones_at(p, c->operands, OPERAND_D_K, first, count, &out);
+    short_ones_products(&out, ds, &q, scale, count, p->head_dim, c->stream_k);
+    short_ones_at(p, c->operands, OPERAND_D_V, first, count, &out);
+    short_ones_products(&out, power, &d_out, one, count, p->v_dim, c->stream_v);
+  }
+  if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
+}
+
 bool ENTRY(backward_short_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                                 char reason[ATTEND_REASON_SIZE]) {
   (void)row;
@@ -249,6 +282,7 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                               .stream_k = short_streams(p, operands, OPERAND_D_K, k_rows, p->head_dim),
                               .stream_v = short_streams(p, operands, OPERAND_D_V, k_rows, p->v_dim)};
   int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
-  attend_for_each(services, (int)choice->threads, items, short_backward_item, &c);
+  attend_for_each(services, (int)choice->threads, items, short_is_one(p) ? short_backward_ones : short_backward_item,
+                  &c);
   return ATTEND_OK;
 }

@@ -202,6 +202,30 @@ static void short_forward_item(void *context, int worker, int64_t index) {
   if (f->stream) lanes_stream_end();
 }
 
+/* An item of one query and one key each: short.inc.c says why. */
+static void short_forward_ones(void *context, int worker, int64_t index) {
+  const short_forward_context *f = context;
+  const attend_problem *p = f->problem;
+  int64_t first = index * SHORT_PAIRS, pairs = p->batch * p->heads;
+  int64_t last = pairs - first < SHORT_PAIRS ? pairs : first + SHORT_PAIRS;
+  (void)worker;
+  for (; first < last; first += SHORT_ONES) {
+    int count = last - first < SHORT_ONES ? (int)(last - first) : SHORT_ONES;
+    real s[LANES], factor[LANES], lse[LANES];
+    short_ones q, k, v, out, rows;
+    short_ones_at(p, f->operands, OPERAND_Q, first, count, &q);
+    short_ones_at(p, f->operands, OPERAND_K, first, count, &k);
+    short_ones_at(p, f->operands, OPERAND_V, first, count, &v);
+    short_ones_at(p, f->operands, OPERAND_OUT, first, count, &out);
+    short_ones_at(p, f->operands, OPERAND_LSE, first, count, &rows);
+    lanes_store(s, short_ones_dots(&q, &k, count, p->head_dim, score_factor(p)));
+    short_softmax(s, LANES, 1, -(real)INFINITY, 1, factor, rows.m[0].data ? lse : NULL);
+    short_ones_products(&out, s, &v, factor, count, p->v_dim, f->stream);
+    for (int i = 0; i < count && rows.m[i].data; i++) *(real *)(void *)rows.m[i].data = lse[i];
+  }
+  if (f->stream) lanes_stream_end();
+}
+
 bool ENTRY(forward_short_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                                char reason[ATTEND_REASON_SIZE]) {
   (void)row;
@@ -234,6 +258,6 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                              .options = short_has_options(p),
                              .stream = short_streams(p, operands, OPERAND_OUT, rows, p->v_dim)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
-  attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);
+  attend_for_each(services, (int)choice->threads, items, short_is_one(p) ? short_forward_ones : short_forward_item, &f);
   return ATTEND_OK;
 }
