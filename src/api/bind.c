@@ -211,6 +211,13 @@ static bool repeats_itself(const box *x) {
       if (x->step[i] == x->step[j]) return true;
     add_term(&s, x->step[i], -(x->size[i] - 1), x->size[i] - 1);
   }
+  wide reach = x->element; /* steps that nest, as nearly always, need no search */
+  int nested = s.count;
+  while (nested > 0 && s.terms[nested - 1].step >= reach) {
+    nested--;
+    reach += s.terms[nested].last * s.terms[nested].step;
+  }
+  if (nested == 0) return false;
   return solvable(&s, 0, 0, false);
 }
 
