@@ -105,8 +105,8 @@ struct split_sum {
   float at[4][4][4];
 };
 
-/* sum = sum x factor of the row + weights x the first 8 `count` staged rows. Sums of 16 terms are short enough for all
- * three products to go into one. */
+/* sum = sum x factor of the row + weights x the first 8 `count` staged rows. (Rejected: one accumulator where sums are
+ * of 16 terms; the products then wait for each other, and backward of wide heads takes 6% longer.) */
 WORD void split_product(split_sum &sum, const float factor[2], const float weights[SPLIT_COUNT][4], const int count,
                         const float *staged, const int columns) {
   UNROLLED
@@ -119,7 +119,7 @@ WORD void split_product(split_sum &sum, const float factor[2], const float weigh
       split_four b0 = split_load(staged + split_word(row, word, columns));
       split_four b1 = split_load(staged + split_word(row + 1, word, columns));
       UNROLLED
-      for (int j = 0; j < 4; j++) split_multiply(high[j], count > 2 ? low[j] : high[j], a, b0.at[j], b1.at[j]);
+      for (int j = 0; j < 4; j++) split_multiply(high[j], low[j], a, b0.at[j], b1.at[j]);
     }
     UNROLLED
     for (int j = 0; j < 4; j++) UNROLLED
