@@ -314,7 +314,7 @@ static void sequences_do_not_know_each_other(void **state) {
                                {29, 32, 64, 1, 3},
                                {1, 700, 64, 4, 3},
                                {4, 4, 16, 2, large ? 65536 : 9},
-                               {1, 1100, large ? 16 : 8, large ? 8 : 1, large ? 600 : 4}};
+                               {1, 1100, 8, large ? 8 : 1, large ? 600 : 4}};
   static test_problem all, one;
   static run_outputs batch, again, alone;
   for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
