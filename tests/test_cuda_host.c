@@ -247,6 +247,52 @@ static void indices_on_the_gpu_are_checked_on_request(void **state) {
   in_child(check_indices_on_gpu, NULL);
 }
 
+/* ---- Sizes of zero --------------------------------------------------------------- */
+
+/* A tensor on GPU 0 of `count` elements, each `value`, with room to spare; strides are compact. */
+static attend_tensor filled(attend_dtype dtype, int rank, const int64_t *shape, int count, float value) {
+  float *memory, values[1024];
+  EXPECT(count <= 1024);
+  for (int i = 0; i < count; i++) values[i] = value;
+  EXPECT(!cuda_allocate(0, sizeof values, (void **)&memory));
+  EXPECT(!cuda_copy_in(0, memory, values, sizeof *values * (size_t)count));
+  attend_tensor t = attend_tensor_strided(memory, dtype, rank, (int64_t *)(uintptr_t)shape, NULL);
+  t.device = (attend_device){ATTEND_CUDA, 0};
+  return t;
+}
+static void expect_all(const attend_tensor *t, int count, float value) {
+  float values[1024];
+  EXPECT(!cuda_copy_out(0, values, t->data, sizeof *values * (size_t)count));
+  for (int i = 0; i < count; i++) EXPECT(values[i] == value);
+}
+
+static void gradients_without_heads(void) {
+  for (int heads = 0; heads <= 2; heads += 2) { /* of keys; there are none of queries */
+    int64_t q_shape[] = {1, 0, N, D}, k_shape[] = {1, heads, N, D}, lse_shape[] = {1, 0, N},
+            bias_shape[] = {1, 1, N, N};
+    int count = heads * N * D;
+    attend_tensor q = filled(ATTEND_F32, 4, q_shape, 0, 0), out = q, d_out = q, d_q = q;
+    attend_tensor lse = filled(ATTEND_F32, 3, lse_shape, 0, 0), k = filled(ATTEND_F32, 4, k_shape, count, 1), v = k;
+    attend_tensor d_k = filled(ATTEND_F32, 4, k_shape, count, 7), d_v = filled(ATTEND_F32, 4, k_shape, count, 7);
+    attend_tensor bias = filled(ATTEND_F32, 4, bias_shape, N * N, 1),
+                  d_bias = filled(ATTEND_F32, 4, bias_shape, N * N, 7);
+    attend_args args = {
+        .q = &q, .k = &k, .v = &v, .out = &out, .lse = &lse, .d_out = &d_out, .d_q = &d_q, .d_k = &d_k, .d_v = &d_v};
+    EXPECT(!attend_forward_once(&args, NULL));
+    EXPECT(!attend_backward_once(&args, NULL));
+    expect_all(&d_k, count, 0);
+    expect_all(&d_v, count, 0);
+    args.bias = &bias, args.d_bias = &d_bias;
+    EXPECT(!attend_backward_once(&args, NULL));
+    expect_all(&d_bias, N * N, 0);
+  }
+}
+
+static void nothing_is_a_size(void **state) {
+  (void)state;
+  in_child(gradients_without_heads, NULL);
+}
+
 /* ---- Words ----------------------------------------------------------------------------------------------------- */
 
 static void count_notice(void *user, attend_log_level level, const char *message) {
@@ -277,10 +323,13 @@ int main(void) {
     print_message("skipped: these need the emulated driver in front of the real one\n");
     return 77;
   }
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(unusable_drivers_are_reasons), cmocka_unit_test(gpu_at_says_why),
-      cmocka_unit_test(errors_are_statuses),          cmocka_unit_test(capture_needs_no_memory),
-      cmocka_unit_test(devices_are_the_tensors),      cmocka_unit_test(indices_on_the_gpu_are_checked_on_request),
-      cmocka_unit_test(the_hardware_is_noticed_once)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(unusable_drivers_are_reasons),
+                                     cmocka_unit_test(gpu_at_says_why),
+                                     cmocka_unit_test(errors_are_statuses),
+                                     cmocka_unit_test(capture_needs_no_memory),
+                                     cmocka_unit_test(devices_are_the_tensors),
+                                     cmocka_unit_test(indices_on_the_gpu_are_checked_on_request),
+                                     cmocka_unit_test(nothing_is_a_size),
+                                     cmocka_unit_test(the_hardware_is_noticed_once)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -101,6 +101,9 @@ static attend_status run_backward(const attend_problem *p, const attend_choice *
                                   const attend_services *services, void *workspace, void *stream) {
   (void)services;
   cuda_call call = {*p, *o, workspace, {0}};
+  /* Without query heads the gradients of K, V and a broadcast bias are 0, as without queries; kernels divide by the
+   * heads of a group. */
+  if (!p->heads) call.problem.heads = p->kv_heads, call.problem.q_len = 0;
   cuda_scope scope;
   launcher l = {choice->state, &call, stream, cuda_enter(p->device.id, &scope)};
   int64_t pairs = p->batch * p->heads, q_tiles = tiles_of(p->q_len, EFFICIENT_QUERIES),

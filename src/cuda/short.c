@@ -59,6 +59,7 @@ static bool has_aligned_rows(const attend_problem *p) {
 }
 
 static const char *refusal(const attend_problem *p) {
+  if (p->heads < 1) return "no heads";
   if (longest(p) > 32) return "more than 32 queries or keys";
   if (p->paged) return "paged keys";
   if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES))
