@@ -247,7 +247,7 @@ static void indices_on_the_gpu_are_checked_on_request(void **state) {
   in_child(check_indices_on_gpu, NULL);
 }
 
-/* ---- Sizes of zero --------------------------------------------------------------- */
+/* ---- Sizes of zero, and indices that point nowhere --------------------------------------------------------------- */
 
 /* A tensor on GPU 0 of `count` elements, each `value`, with room to spare; strides are compact. */
 static attend_tensor filled(attend_dtype dtype, int rank, const int64_t *shape, int count, float value) {
@@ -288,9 +288,38 @@ static void gradients_without_heads(void) {
   }
 }
 
+/* A ragged bias may be larger than the longest sequence: its gradient there is 0. */
+static void gradients_of_a_larger_bias(void) {
+  enum { LONG = 9, ROWS = 70 };
+  int64_t shape[] = {LONG, 1, 3}, lse_shape[] = {1, LONG}, bias_shape[] = {1, 1, ROWS, LONG}, two = 2;
+  int32_t offsets[] = {0, LONG};
+  attend_tensor q = filled(ATTEND_F32, 3, shape, LONG * 3, 1), k = filled(ATTEND_F32, 3, shape, LONG * 3, 1), v = k;
+  attend_tensor out = filled(ATTEND_F32, 3, shape, LONG * 3, 1), d_out = filled(ATTEND_F32, 3, shape, LONG * 3, 1);
+  attend_tensor lse = filled(ATTEND_F32, 2, lse_shape, LONG, 1);
+  attend_tensor bias = filled(ATTEND_F32, 4, bias_shape, ROWS * LONG, 0);
+  attend_tensor d_bias = filled(ATTEND_F32, 4, bias_shape, ROWS * LONG, 7);
+  attend_tensor index = filled(ATTEND_I32, 1, &two, 2, 0);
+  EXPECT(!cuda_copy_in(0, index.data, offsets, sizeof offsets));
+  attend_args args = {.q = &q,
+                      .k = &k,
+                      .v = &v,
+                      .out = &out,
+                      .lse = &lse,
+                      .d_out = &d_out,
+                      .bias = &bias,
+                      .d_bias = &d_bias,
+                      .q_offsets = &index,
+                      .k_offsets = &index};
+  EXPECT(!attend_backward_once(&args, NULL));
+  attend_tensor beyond = d_bias;
+  beyond.data = (float *)d_bias.data + LONG * LONG;
+  expect_all(&beyond, (ROWS - LONG) * LONG, 0);
+}
+
 static void nothing_is_a_size(void **state) {
   (void)state;
   in_child(gradients_without_heads, NULL);
+  in_child(gradients_of_a_larger_bias, NULL);
 }
 
 /* ---- Words ----------------------------------------------------------------------------------------------------- */

@@ -176,8 +176,7 @@ WORD void backward_bias(const cuda_call &call) {
   const attend_problem &p = call.problem;
   const attend_layout &l = p.layout[OPERAND_D_BIAS];
   bool one_row = p.bias_shape[2] == 1, one_column = p.bias_shape[3] == 1;
-  int64_t q_tiles = one_row ? 1 : (p.q_len + QUERIES - 1) / QUERIES,
-          k_tiles = one_column ? 1 : (p.k_len + KEYS - 1) / KEYS;
+  int64_t q_tiles = (p.bias_shape[2] + QUERIES - 1) / QUERIES, k_tiles = (p.bias_shape[3] + KEYS - 1) / KEYS;
   for (int64_t item = blockIdx.x; item < p.bias_shape[0] * p.bias_shape[1] * q_tiles * k_tiles; item += gridDim.x) {
     int64_t at_k = item % k_tiles * KEYS, at_q = item / k_tiles % q_tiles * QUERIES, pair = item / k_tiles / q_tiles;
     int64_t at_b = pair / p.bias_shape[1], at_h = pair % p.bias_shape[1], key_rows;
