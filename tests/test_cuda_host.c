@@ -316,10 +316,28 @@ static void gradients_of_a_larger_bias(void) {
   expect_all(&beyond, (ROWS - LONG) * LONG, 0);
 }
 
+/* kv_len and a block table that name keys of which there is not one block: rows see nothing. */
+static void pages_without_blocks(void) {
+  const attend_dtype dtypes[] = {ATTEND_F32, ATTEND_F16};
+  for (int t = 0; t < 2; t++) {
+    int64_t q_shape[] = {1, 2, 1, D}, k_shape[] = {0, 1, 4, D}, table_shape[] = {1, 2}, one = 1;
+    int32_t indices[] = {5, 3};
+    attend_tensor q = filled(dtypes[t], 4, q_shape, 2 * D, 1), out = filled(dtypes[t], 4, q_shape, 2 * D, 1);
+    attend_tensor k = filled(dtypes[t], 4, k_shape, 0, 0), v = k;
+    attend_tensor kv_len = filled(ATTEND_I32, 1, &one, 1, 0), table = filled(ATTEND_I32, 2, table_shape, 2, 0);
+    EXPECT(!cuda_copy_in(0, kv_len.data, indices, sizeof *indices));
+    EXPECT(!cuda_copy_in(0, table.data, indices, sizeof indices));
+    attend_args args = {.q = &q, .k = &k, .v = &v, .out = &out, .kv_len = &kv_len, .block_table = &table};
+    EXPECT(!attend_forward_once(&args, NULL));
+    expect_all(&out, t ? D : 2 * D, 0);
+  }
+}
+
 static void nothing_is_a_size(void **state) {
   (void)state;
   in_child(gradients_without_heads, NULL);
   in_child(gradients_of_a_larger_bias, NULL);
+  in_child(pages_without_blocks, NULL);
 }
 
 /* ---- Words ----------------------------------------------------------------------------------------------------- */

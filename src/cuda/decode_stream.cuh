@@ -39,6 +39,7 @@ WORD attend_slice decode_slice(const cuda_call &call, uint32_t b, uint32_t kv_he
     const attend_operands &o = call.operands;
     if (p.ragged_k || p.paged) batch = 0;
     if (p.ragged_k) slice_ragged(p, o, OPERAND_K_OFFSETS, b, p.k_total, p.k_len, first, s.k_len);
+    if (p.paged && p.block_count == 0) s.k_len = 0; /* whatever the table says */
     if (attend_has(&p, OPERAND_KV_LEN)) {
       const attend_layout &l = p.layout[OPERAND_KV_LEN];
       s.k_len = slice_clamp(slice_index(o.data[OPERAND_KV_LEN], b * l.batch, l.type), s.k_len);

@@ -60,6 +60,7 @@ WORD attend_slice slice_make(const attend_problem &p, const attend_operands &o, 
   }
   key_rows = s.k_len;
   if (p.paged) {
+    if (p.block_count == 0) key_rows = 0; /* whatever the table says */
     const attend_layout &t = p.layout[OPERAND_BLOCK_TABLE];
     s.pages.table = (const char *)o.data[OPERAND_BLOCK_TABLE] + b * t.batch * (t.type == TYPE_I64 ? 8 : 4);
     s.pages.table_stride = t.row, s.pages.table_type = t.type, s.pages.block_size = p.block_size;
