@@ -468,6 +468,55 @@ static void hidden_values_do_not_matter(void **state) {
       }
 }
 
+/* ---- Extreme options --------------------------------------------------------------------------------------------- */
+
+/* A softcap that caps nothing, and a scale that is 0 in f32: legal, and what fast formulas lose. */
+static void extreme_options_are_exact(void **state) {
+  (void)state;
+  static const double options[][2] = {{1e6, 0}, {300, 0}, {0, 1e-60}, {30, 1e-60}}; /* softcap, scale; 0: the default */
+  static const int64_t lengths[] = {7, 150};
+  static test_problem p;
+  static run_outputs reference, naive[NAIVE_ORDERS], outputs;
+  for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
+    for (int t = 0; t < 3; t++)
+      for (int c = 0; c < 8; c++) {
+        problem_spec spec = {.seed = 13,
+                             .dtype = types[t].dtype,
+                             .batch = 1,
+                             .heads = 1,
+                             .kv_heads = 1,
+                             .q_len = lengths[c / 4],
+                             .k_len = lengths[c / 4],
+                             .head_dim = 64,
+                             .v_dim = 64,
+                             .plain_layout = true,
+                             .lse = true,
+                             .options = {.flags = ATTEND_CAUSAL, .softcap = options[c % 4][0]}};
+        if (options[c % 4][1] != 0) spec.options.flags |= ATTEND_SCALE, spec.options.scale = options[c % 4][1];
+        if (direction == ATTEND_BACKWARD) spec.d_q = spec.d_k = spec.d_v = true;
+        problem_make(&p, &spec);
+        if (direction == ATTEND_BACKWARD) run_for_backward(&p);
+        must(run_kernel(&p, direction, NULL, 2, &reference));
+        for (int n = 0; n < NAIVE_ORDERS; n++) run_naive(&p, direction, n, &naive[n]);
+        attend_kernel kernels[16];
+        int count = gpu_kernels(direction, types[t].dtype, kernels);
+        for (int k = 0; k < count; k++) {
+          bool intact;
+          attend_status status = run_on_gpu(&p, direction, kernels[k].name, &outputs, &intact);
+          if (status == ATTEND_ERROR_NO_BACKEND) continue;
+          must(status);
+          gate_result result = check_gate(&p, direction, &outputs, &reference, naive);
+          if (!result.passed)
+            fail_msg("%s, %d queries, softcap %g, scale %g: %s", kernels[k].name, (int)spec.q_len, spec.options.softcap,
+                     spec.options.scale, result.message);
+          run_free(&outputs);
+        }
+        run_free(&reference);
+        for (int n = 0; n < NAIVE_ORDERS; n++) run_free(&naive[n]);
+        problem_free(&p);
+      }
+}
+
 /* ---- Dropout ---------------------------------------------------------------------------------------------------- */
 
 /* With V the identity, what is dropped is what is zero in the output: compared with the header bit for bit. */
@@ -534,6 +583,7 @@ int main(void) {
                                      cmocka_unit_test(sequences_do_not_know_each_other),
                                      cmocka_unit_test(heads_may_lie_far_apart),
                                      cmocka_unit_test(hidden_values_do_not_matter),
+                                     cmocka_unit_test(extreme_options_are_exact),
                                      cmocka_unit_test(dropout_drops_what_the_header_says)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,6 +20,10 @@ typedef struct decode_shape {
   decode_source k, v;
 } decode_shape;
 
+/* With a lower scale, or none above 0, kernels may not keep the largest score in units of it: in f32 it may be 0, and
+ * -inf times it NaN. */
+#define CALL_LEAST_SCALE 1e-30
+
 typedef struct cuda_call {
   attend_problem problem;
   attend_operands operands;

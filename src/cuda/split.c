@@ -47,7 +47,8 @@ static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 
 /* A sink is in lse already when backward begins. */
 static bool is_general(const attend_problem *p) {
   return attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) || p->softcap > 0 ||
-         p->dropout_threshold || (p->direction == ATTEND_FORWARD && (attend_has(p, OPERAND_SINK) || !(p->scale > 0)));
+         p->dropout_threshold ||
+         (p->direction == ATTEND_FORWARD && (attend_has(p, OPERAND_SINK) || p->scale < CALL_LEAST_SCALE));
 }
 
 /* TF32 has to be worth more than three times the multiply-adds: on GPUs made for graphics it is worth as many. */

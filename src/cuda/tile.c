@@ -9,7 +9,12 @@
 
 #include <stdio.h>
 
-enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16, MOST_COLUMNS = 128 };
+enum {
+  OLDEST_CAPABILITY = 80,
+  ROW_BYTES = 16,
+  MOST_COLUMNS = 128,
+  MOST_SOFTCAP = 128 /* tanh is a difference of two numbers near 1, which leaves scores an error of softcap 2^-21 */
+};
 
 typedef enum entry_id { NARROW, WIDE, GENERAL, ENTRY_COUNT = 2 * GENERAL } entry_id;
 
@@ -26,8 +31,8 @@ static const struct {
 static void *sm90_kernels[TYPE_F64 + 1][GENERAL];
 
 static bool is_general(const attend_problem *p) {
-  return p->scale <= 0 || attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) || attend_has(p, OPERAND_ALIBI) ||
-         attend_has(p, OPERAND_SINK) || p->softcap > 0 || p->dropout_threshold;
+  return p->scale < CALL_LEAST_SCALE || attend_has(p, OPERAND_MASK) || attend_has(p, OPERAND_BIAS) ||
+         attend_has(p, OPERAND_ALIBI) || attend_has(p, OPERAND_SINK) || p->softcap > 0 || p->dropout_threshold;
 }
 
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
@@ -44,6 +49,7 @@ static const char *refusal(const attend_problem *p) {
   if (p->paged) return "paged keys";
   if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES))
     return "probs and scores come from the math back-end";
+  if (p->softcap > MOST_SOFTCAP) return "a softcap above 128";
   if (p->head_dim > MOST_COLUMNS || p->v_dim > MOST_COLUMNS) return "a head of more than 128 columns";
   bool aligned = p->head_dim % 8 == 0 && p->v_dim % 8 == 0 && p->head_dim && p->v_dim;
   for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)

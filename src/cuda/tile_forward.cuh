@@ -51,7 +51,7 @@ WORD tile_options tile_options_of(const attend_problem &p, const attend_slice &s
   uintptr_t bias = (uintptr_t)s.bias.data | (uintptr_t)(2 * s.bias.row);
   r.mask_words = s.mask.data && s.mask.col == 1 && mask % 16 == 0;
   r.bias_words = s.bias.data && s.bias.col == 1 && bias % 16 == 0 && p.layout[OPERAND_BIAS].type == ELEMENT;
-  r.scale = p.scale <= 0 || p.softcap > 0 || s.slope != 0 || s.bias.data || s.sink > -INFINITY;
+  r.scale = p.scale < CALL_LEAST_SCALE || p.softcap > 0 || s.slope != 0 || s.bias.data || s.sink > -INFINITY;
   if (r.scale) r.unit = 1;
   return r;
 }
