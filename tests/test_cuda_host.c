@@ -215,6 +215,7 @@ static void on_the_second_gpu(void) {
   attend_plan_destroy(plan);
   for (int i = 0; i < 4; i++) c.t[i].device.id = 2;
   EXPECT(attend_plan_create(ATTEND_FORWARD, &c.args, NULL, &plan) == ATTEND_ERROR_NO_BACKEND);
+  EXPECT_WORDS("sees no GPU 2");
 }
 static void devices_are_the_tensors(void **state) {
   (void)state;

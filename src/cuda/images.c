@@ -86,6 +86,10 @@ bool cuda_usable(char reason[ATTEND_REASON_SIZE]) {
 bool cuda_serves(int ordinal, int oldest, char reason[ATTEND_REASON_SIZE]) {
   char name[ATTEND_NAME_SIZE];
   int capability = cuda_capability(ordinal);
+  if (!capability) {
+    snprintf(reason, ATTEND_REASON_SIZE, "the CUDA driver sees no GPU %d", ordinal);
+    return false;
+  }
   if (capability < oldest) {
     snprintf(reason, ATTEND_REASON_SIZE, "GPU %d: compute capability %d.%d, needed is %d.%d", ordinal, capability / 10,
              capability % 10, oldest / 10, oldest % 10);
