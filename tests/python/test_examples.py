@@ -17,7 +17,7 @@ def script(name, *arguments):
 
 
 def test_train_characters():
-    told = script("train_characters.py", "100")
+    told = script("train_characters.py", "200")
     first, *_, last = (float(x) for x in re.findall(r"([\d.]+) nats", told))
-    assert first > 4 and last < 3.3, told  # 4.6 knows nothing, 2.9 the frequencies; batches differ by 0.2
-    assert len(told.partition("100:")[2]) > 60
+    assert first > 4 and last < 2.9, told
+    assert len(told.partition("200:")[2]) > 60
