@@ -415,12 +415,35 @@ static void heads_may_lie_far_apart(void **state) {
 
 /* ---- NaN, Inf, and what may not be seen ------------------------------------------------------------------------- */
 
+/* Every kernel that serves the problem is as exact as a naive one. */
+static void expect_exact(test_problem *p, attend_direction direction, attend_dtype dtype) {
+  static run_outputs reference, naive[NAIVE_ORDERS], outputs;
+  must(run_kernel(p, direction, NULL, 2, &reference));
+  for (int n = 0; n < NAIVE_ORDERS; n++) run_naive(p, direction, n, &naive[n]);
+  attend_kernel kernels[16];
+  int count = gpu_kernels(direction, dtype, kernels);
+  for (int k = 0; k < count; k++) {
+    bool intact;
+    attend_status status = run_on_gpu(p, direction, kernels[k].name, &outputs, &intact);
+    if (status == ATTEND_ERROR_NO_BACKEND) continue;
+    must(status);
+    gate_result result = check_gate(p, direction, &outputs, &reference, naive);
+    if (!result.passed) {
+      char text[512];
+      problem_describe(&p->spec, text, sizeof text);
+      fail_msg("%s: %s\n  %s", kernels[k].name, result.message, text);
+    }
+    run_free(&outputs);
+  }
+  run_free(&reference);
+  for (int n = 0; n < NAIVE_ORDERS; n++) run_free(&naive[n]);
+}
+
 /* NaN in rows that causal and kv_len hide: rows that do not see them are as the reference says, the others NaN. */
 static void hidden_values_do_not_matter(void **state) {
   (void)state;
   static const int64_t shapes[][2] = {{5, 7}, {16, 16}, {20, 31}, {2, 600}, {40, 64}, {130, 300}};
   static test_problem p;
-  static run_outputs reference, naive[NAIVE_ORDERS], outputs;
   for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
     for (int t = 0; t < 3; t++)
       for (int s = 0; s < 6; s++) {
@@ -448,22 +471,7 @@ static void hidden_values_do_not_matter(void **state) {
           }
         }
         if (direction == ATTEND_BACKWARD) run_for_backward(&p);
-        must(run_kernel(&p, direction, NULL, 2, &reference));
-        for (int n = 0; n < NAIVE_ORDERS; n++) run_naive(&p, direction, n, &naive[n]);
-        attend_kernel kernels[16];
-        int count = gpu_kernels(direction, types[t].dtype, kernels);
-        for (int k = 0; k < count; k++) {
-          bool intact;
-          attend_status status = run_on_gpu(&p, direction, kernels[k].name, &outputs, &intact);
-          if (status == ATTEND_ERROR_NO_BACKEND) continue;
-          must(status);
-          gate_result result = check_gate(&p, direction, &outputs, &reference, naive);
-          if (!result.passed)
-            fail_msg("%s, %d queries, %d keys: %s", kernels[k].name, (int)spec.q_len, (int)spec.k_len, result.message);
-          run_free(&outputs);
-        }
-        run_free(&reference);
-        for (int n = 0; n < NAIVE_ORDERS; n++) run_free(&naive[n]);
+        expect_exact(&p, direction, types[t].dtype);
         problem_free(&p);
       }
 }
@@ -476,7 +484,6 @@ static void extreme_options_are_exact(void **state) {
   static const double options[][2] = {{1e6, 0}, {300, 0}, {0, 1e-60}, {30, 1e-60}}; /* softcap, scale; 0: the default */
   static const int64_t lengths[] = {7, 150};
   static test_problem p;
-  static run_outputs reference, naive[NAIVE_ORDERS], outputs;
   for (attend_direction direction = ATTEND_FORWARD; direction <= ATTEND_BACKWARD; direction++)
     for (int t = 0; t < 3; t++)
       for (int c = 0; c < 8; c++) {
@@ -496,23 +503,7 @@ static void extreme_options_are_exact(void **state) {
         if (direction == ATTEND_BACKWARD) spec.d_q = spec.d_k = spec.d_v = true;
         problem_make(&p, &spec);
         if (direction == ATTEND_BACKWARD) run_for_backward(&p);
-        must(run_kernel(&p, direction, NULL, 2, &reference));
-        for (int n = 0; n < NAIVE_ORDERS; n++) run_naive(&p, direction, n, &naive[n]);
-        attend_kernel kernels[16];
-        int count = gpu_kernels(direction, types[t].dtype, kernels);
-        for (int k = 0; k < count; k++) {
-          bool intact;
-          attend_status status = run_on_gpu(&p, direction, kernels[k].name, &outputs, &intact);
-          if (status == ATTEND_ERROR_NO_BACKEND) continue;
-          must(status);
-          gate_result result = check_gate(&p, direction, &outputs, &reference, naive);
-          if (!result.passed)
-            fail_msg("%s, %d queries, softcap %g, scale %g: %s", kernels[k].name, (int)spec.q_len, spec.options.softcap,
-                     spec.options.scale, result.message);
-          run_free(&outputs);
-        }
-        run_free(&reference);
-        for (int n = 0; n < NAIVE_ORDERS; n++) run_free(&naive[n]);
+        expect_exact(&p, direction, types[t].dtype);
         problem_free(&p);
       }
 }
