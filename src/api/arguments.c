@@ -109,8 +109,8 @@ static attend_status check_tensor(checker *c, operand_id id) {
     if (shape[i] > 1) reach += ((wide)shape[i] - 1) * (strides[i] < 0 ? -(wide)strides[i] : strides[i]);
     if (reach > too_far) reach = too_far;
   }
-  if (!empty && reach * size > INT64_MAX)
-    return attend_fail(ATTEND_ERROR_SHAPE, "%s: shape %s with strides %s spans more than 2^63 bytes", name,
+  if (!empty && reach * size > (wide)1 << 60) /* further than addresses reach, and sums of several fit in 64 bits */
+    return attend_fail(ATTEND_ERROR_SHAPE, "%s: shape %s with strides %s spans more than 2^60 bytes", name,
                        list(shape, t->ndim).s, list(strides, t->ndim).s);
   if (empty) /* never read: strides must not reach address arithmetic */
     for (int i = 0; i < t->ndim; i++) strides[i] = 0;
@@ -544,7 +544,7 @@ attend_status attend_check(attend_direction direction, const attend_args *args, 
     if (c.t[id] && (s = check_tensor(&c, id))) return s;
   c.p->device = c.t[OPERAND_Q]->device;
   c.p->device.type = device_kind(c.p->device);
-  if ((s = check_sizes(&c)) || (s = check_operands(&c))) return s;
+  if ((s = check_sizes(&c)) || (s = check_operands(&c)) || (s = attend_check_repeats(plan))) return s;
   c.p->scale = options->flags & ATTEND_SCALE ? options->scale : c.p->head_dim ? 1 / sqrt((double)c.p->head_dim) : 1;
   for (operand_id id = 0; id < OPERAND_COUNT; id++)
     if (c.t[id]) fill_layout(&c, id);

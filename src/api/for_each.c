@@ -31,8 +31,11 @@ void attend_for_each(const attend_services *services, int workers, int64_t items
   if (items <= 0) return;
   queue q = {.items = items, .item = item, .context = context};
   if (workers > items) workers = (int)items;
-  if (workers <= 1)
-    work(&q, 0);
-  else
+  if (workers > 1) {
     services->parallel_for(services->user, workers, work, &q);
+    return;
+  }
+  uint64_t float_state = attend_float_state_set();
+  for (int64_t i = 0; i < items; i++) item(context, 0, i);
+  attend_float_state_restore(float_state);
 }

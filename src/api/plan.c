@@ -11,6 +11,7 @@ static attend_status make(attend_direction direction, const attend_args *args, c
                           attend_plan *plan, attend_explanation *explanation) {
   attend_status s = attend_check(direction, args, options, plan);
   if (!s) s = attend_choose(plan, options, explanation);
+  if (!s) attend_expect(plan);
   if (!s && !explanation && plan->problem.device.type == ATTEND_CUDA && options->hooks && options->hooks->log)
     cuda_notice(plan->problem.device.id, plan->choice[0].kernel->name, &plan->services);
   return s;
@@ -31,6 +32,7 @@ attend_status attend_plan_create(attend_direction direction, const attend_args *
   if (!kept)
     return attend_fail(ATTEND_ERROR_OUT_OF_MEMORY, "plan: expected %zu bytes from the allocator, got none",
                        sizeof *kept);
+  attend_remember_distinct(&plan, &args);
   *kept = plan;
   *out = kept;
   return ATTEND_OK;
