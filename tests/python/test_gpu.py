@@ -68,6 +68,25 @@ def test_sdpa_and_the_layer():
     close(Attend(causal=True)(q, k, v), theirs, q.dtype)
 
 
+def test_every_gpu_gives_the_same_bits():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    if len({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}) > 1:
+        pytest.skip("GPUs of several kinds")
+    for n in (5, 24, 300):
+        q, k, v = qkv(n, grad=True)
+        expected = attention(q, k, v, causal=True)
+        gradients = torch.autograd.grad(expected.sum(), (q, k, v))
+        for gpu in range(torch.cuda.device_count()):  # while GPU 0 is the current one
+            there = [x.detach().to(f"cuda:{gpu}").requires_grad_() for x in (q, k, v)]
+            out = attention(*there, causal=True)
+            assert out.device.index == gpu and torch.equal(out.cpu(), expected.cpu())
+            for a, b in zip(torch.autograd.grad(out.sum(), there), gradients):
+                assert torch.equal(a.cpu(), b.cpu())
+        with pytest.raises((ValueError, RuntimeError), match="device|cuda"):
+            attention(q, k.to("cuda:1"), v)
+
+
 def test_mixed_devices_are_refused():
     q, k, v = qkv()
     with pytest.raises((ValueError, RuntimeError), match="device|cuda|cpu"):
