@@ -43,6 +43,19 @@ WORD void slice_ragged(const attend_problem &p, const attend_operands &o, operan
   length = slice_clamp(last - first, longest);
 }
 
+/* The slope of ALiBi, and the key of dropout. */
+WORD void slice_of_head(attend_slice &s, const attend_problem &p, const attend_operands &o, int64_t b, int64_t h) {
+  if (o.data[OPERAND_ALIBI])
+    s.slope =
+        ((const float *)o.data[OPERAND_ALIBI])[b * p.layout[OPERAND_ALIBI].batch + h * p.layout[OPERAND_ALIBI].head];
+  if (p.dropout_threshold) {
+    uint32_t counter[4] = {(uint32_t)o.dropout_offset, (uint32_t)(o.dropout_offset >> 32), (uint32_t)b, (uint32_t)h};
+    uint32_t seed[2] = {(uint32_t)o.dropout_seed, (uint32_t)(o.dropout_seed >> 32)}, word[4];
+    attend_philox(counter, seed, word);
+    s.dropout_key[0] = word[0], s.dropout_key[1] = word[1];
+  }
+}
+
 /* As attend_slice_make. key_rows: how many rows of K the sequence owns, those from kv_len on included. */
 WORD attend_slice slice_make(const attend_problem &p, const attend_operands &o, int64_t b, int64_t h,
                              int64_t &key_rows) {
@@ -87,20 +100,12 @@ WORD attend_slice slice_make(const attend_problem &p, const attend_operands &o, 
   attend_matrix lse = slice_matrix(p, o, OPERAND_LSE, q_batch, h, q_first);
   attend_matrix d_lse = slice_matrix(p, o, OPERAND_D_LSE, q_batch, h, q_first);
   s.lse = lse.data, s.lse_row = lse.row, s.d_lse = d_lse.data, s.d_lse_row = d_lse.row;
-  if (o.data[OPERAND_ALIBI])
-    s.slope =
-        ((const float *)o.data[OPERAND_ALIBI])[b * p.layout[OPERAND_ALIBI].batch + h * p.layout[OPERAND_ALIBI].head];
+  slice_of_head(s, p, o, b, h);
   s.sink = -INFINITY;
   if (o.data[OPERAND_SINK]) {
     const attend_layout &l = p.layout[OPERAND_SINK];
     s.sink = l.type == TYPE_F64 ? ((const double *)o.data[OPERAND_SINK])[h * l.head]
                                 : slice_load_f32(o.data[OPERAND_SINK], h * l.head, l.type);
-  }
-  if (p.dropout_threshold) {
-    uint32_t counter[4] = {(uint32_t)o.dropout_offset, (uint32_t)(o.dropout_offset >> 32), (uint32_t)b, (uint32_t)h};
-    uint32_t seed[2] = {(uint32_t)o.dropout_seed, (uint32_t)(o.dropout_seed >> 32)}, word[4];
-    attend_philox(counter, seed, word);
-    s.dropout_key[0] = word[0], s.dropout_key[1] = word[1];
   }
   return s;
 }

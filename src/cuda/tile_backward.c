@@ -40,16 +40,34 @@ static const char *const entry_names[ENTRY_COUNT] = {"tile_backward_keys_narrow"
 
 static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 
-/* The same on sm_90. */
-static const char *const sm90_names[DELTA] = {"tile_backward_sm90_keys_narrow",
-                                              "tile_backward_sm90_keys_wide",
-                                              "tile_backward_sm90_queries_narrow",
-                                              "tile_backward_sm90_queries_wide",
-                                              "tile_backward_sm90_keys_general_narrow",
-                                              "tile_backward_sm90_keys_general_wide",
-                                              "tile_backward_sm90_queries_general_narrow",
-                                              "tile_backward_sm90_queries_general_wide"};
-static void *sm90_kernels[TYPE_F64 + 1][DELTA];
+/* On sm_90 each of those, of keys and queries, comes with no options, with the common ones, and with all; the owners of
+ * a bias that is not broadcast over queries or keys with the latter two. And there the mask becomes bits. */
+typedef enum sm90_entry_id {
+  SM90_OPTIONS = 4, /* + one of KEYS_NARROW to QUERIES_WIDE, or of the next two */
+  SM90_BIAS_NARROW = 4,
+  SM90_BIAS_WIDE,
+  SM90_ALL = SM90_OPTIONS + 6, /* likewise */
+  SM90_MASK = SM90_ALL + 6,
+  SM90_COUNT
+} sm90_entry_id;
+static const char *const sm90_names[SM90_COUNT] = {"tile_backward_sm90_keys_narrow",
+                                                   "tile_backward_sm90_keys_wide",
+                                                   "tile_backward_sm90_queries_narrow",
+                                                   "tile_backward_sm90_queries_wide",
+                                                   "tile_backward_sm90_keys_options_narrow",
+                                                   "tile_backward_sm90_keys_options_wide",
+                                                   "tile_backward_sm90_queries_options_narrow",
+                                                   "tile_backward_sm90_queries_options_wide",
+                                                   "tile_backward_sm90_bias_options_narrow",
+                                                   "tile_backward_sm90_bias_options_wide",
+                                                   "tile_backward_sm90_keys_general_narrow",
+                                                   "tile_backward_sm90_keys_general_wide",
+                                                   "tile_backward_sm90_queries_general_narrow",
+                                                   "tile_backward_sm90_queries_general_wide",
+                                                   "tile_backward_sm90_bias_general_narrow",
+                                                   "tile_backward_sm90_bias_general_wide",
+                                                   "tile_backward_sm90_mask"};
+static void *sm90_kernels[TYPE_F64 + 1][SM90_COUNT];
 
 /* A sink is in lse already. */
 static bool is_general(const attend_problem *p) {
@@ -58,7 +76,22 @@ static bool is_general(const attend_problem *p) {
 }
 
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
-static unsigned sm90_shared(const attend_problem *p) { return is_wide(p) ? ASYNC_SHARED_WIDE : ASYNC_SHARED_NARROW; }
+
+/* Where the entry points begin that have this problem's options. */
+static int sm90_first(const attend_problem *p) {
+  if (!is_general(p)) return 0;
+  bool rare = p->softcap > 0 || (attend_has(p, OPERAND_BIAS) && !async_bias_staged(p));
+  return rare ? SM90_ALL : SM90_OPTIONS;
+}
+
+/* Bytes of shared memory of an entry point, one of those. */
+static unsigned sm90_shared(int first, int entry) {
+  bool wide = entry % 2;
+  int groups = wide ? ASYNC_GROUPS_WIDE : ASYNC_GROUPS_NARROW, panels = wide ? 2 : 1;
+  if (entry - first >= SM90_BIAS_NARROW)
+    return (unsigned)ASYNC_SHARED_D_BIAS(wide ? ASYNC_BIAS_GROUPS_WIDE : ASYNC_BIAS_GROUPS_NARROW, panels);
+  return (unsigned)(first ? ASYNC_SHARED_OPTIONS(groups, panels) : ASYNC_SHARED(groups, panels));
+}
 static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
 /* Of a block that owns keys, or queries. */
@@ -128,14 +161,17 @@ static bool sm90_plan(const attend_kernel_row *row, const attend_problem *p, att
   if (!refused && cuda_capability(id) != 90) refused = "instructions of compute capability 9.0 only";
   if (!plan_with(p, refused, choice, reason)) return false;
   void **entries = sm90_kernels[p->type];
-  attend_status status = cuda_load(id, "tile_backward_sm90", p->type, sm90_names, DELTA, entries);
-  for (int i = is_wide(p); i < DELTA && !status; i += 2) status = cuda_allow_shared(id, entries[i], sm90_shared(p));
+  attend_status status = cuda_load(id, "tile_backward_sm90", p->type, sm90_names, SM90_COUNT, entries);
+  int first = sm90_first(p), count = first ? 6 : 4;
+  for (int i = first + is_wide(p); i < first + count && !status; i += 2)
+    status = cuda_allow_shared(id, entries[i], sm90_shared(first, i));
   if (status) {
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
   choice->tile_q = choice->tile_k = 64 * (is_wide(p) ? ASYNC_GROUPS_WIDE : ASYNC_GROUPS_NARROW);
   choice->state = entries;
+  choice->workspace_bytes += (size_t)async_mask_bytes(p);
   return true;
 }
 
@@ -156,21 +192,32 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   cuda_call call = {*p, *o, workspace, {0}};
   void *const *entries = kernels[p->type], *const *owners = choice->state;
   bool sm90 = owners != entries;
-  unsigned shared = sm90 ? sm90_shared(p) : 0;
-  int variant = (is_wide(p) ? KEYS_WIDE : KEYS_NARROW) + (is_general(p) ? GENERAL : 0);
+  int first = sm90            ? sm90_first(p)
+              : is_general(p) ? GENERAL
+                              : 0,
+      variant = first + (is_wide(p) ? KEYS_WIDE : KEYS_NARROW);
   int64_t pairs = p->batch * p->heads;
   cuda_scope scope;
   launcher l = {&call, stream, cuda_enter(p->device.id, &scope)};
   launch(&l, entries[DELTA], pairs * tiles_of(p->q_len, GRADIENT_PAD), GRADIENT_DELTA_THREADS, 0);
+  if (sm90 && attend_has(p, OPERAND_MASK)) {
+    const async_mask_shape mask = async_mask_shape_of(p);
+    launch(&l, owners[SM90_MASK], async_mask_tiles(&mask), 128, 0);
+  }
   if (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V))
     launch(&l, owners[variant], p->batch * p->kv_heads * tiles_of(p->k_len, choice->tile_k),
-           sm90 ? 2 * choice->tile_k : 32 * warps_of(p, true), shared);
+           sm90 ? 2 * choice->tile_k : 32 * warps_of(p, true), sm90 ? sm90_shared(first, variant) : 0);
   variant += QUERIES_NARROW;
   if (attend_has(p, OPERAND_D_Q))
     launch(&l, owners[variant], pairs * tiles_of(p->q_len, choice->tile_q),
-           sm90 ? 2 * choice->tile_q : 32 * warps_of(p, false), shared);
+           sm90 ? 2 * choice->tile_q : 32 * warps_of(p, false), sm90 ? sm90_shared(first, variant) : 0);
   const int64_t *shape = p->bias_shape;
-  if (attend_has(p, OPERAND_D_BIAS))
+  if (attend_has(p, OPERAND_D_BIAS) && sm90 && shape[2] == p->q_len && shape[3] == p->k_len) {
+    int entry = first + (is_wide(p) ? SM90_BIAS_WIDE : SM90_BIAS_NARROW);
+    int64_t rows = 64 * (is_wide(p) ? ASYNC_BIAS_GROUPS_WIDE : ASYNC_BIAS_GROUPS_NARROW);
+    launch(&l, owners[entry], shape[0] * shape[1] * tiles_of(shape[2], rows) * tiles_of(shape[3], ASYNC_STEP), 2 * rows,
+           sm90_shared(first, entry));
+  } else if (attend_has(p, OPERAND_D_BIAS))
     launch(&l, entries[is_wide(p) ? BIAS_WIDE : BIAS_NARROW],
            shape[0] * shape[1] * tiles_of(shape[2], 16 * BIAS_WARPS) * tiles_of(shape[3], BIAS_KEYS), 32 * BIAS_WARPS,
            0);

@@ -6,22 +6,55 @@
 #ifndef ATTEND_CUDA_TILE_BACKWARD_SM90_H
 #define ATTEND_CUDA_TILE_BACKWARD_SM90_H
 
+#include "../api/problem.h"
+
 /* clang-format off */
 enum {
   ASYNC_STEP = 64,
   ASYNC_STAGES = 2,
   ASYNC_GROUPS_NARROW = 1, ASYNC_GROUPS_WIDE = 2, /* of a block */
+  ASYNC_BIAS_GROUPS_NARROW = 1, ASYNC_BIAS_GROUPS_WIDE = 2, /* of one that owns a tile of dBias */
+  ASYNC_BIAS_BLOCKS_NARROW = 2,                             /* of these, that fit on a multiprocessor */
   ASYNC_PANEL = 128,                              /* bytes of a row of 64 columns */
   ASYNC_VALUES = ASYNC_STAGES * 2 * ASYNC_STEP,   /* lse and delta of the staged queries */
-  ASYNC_WORDS = ASYNC_STEP * 128 / 32             /* of pairs of a stage: mask and dropout, where all options are there */
 };
 /* clang-format on */
 
-/* Two matrices of the owner's rows, and two of the staged ones; values; bits. */
+/* Can tiles of the bias be copied to shared memory? Otherwise each thread reads what it needs. */
+ATTEND_INLINE bool async_bias_staged(const attend_problem *p) {
+  const attend_layout *l = &p->layout[OPERAND_BIAS];
+  return l->type == p->type && l->col == 1 && l->alignment % 16 == 0 && p->k_len % 8 == 0;
+}
+
+/* Two matrices of the owner's rows, and two of the staged ones; values. */
 #define ASYNC_SHARED(groups, panels)                                                                                   \
-  (2 * ASYNC_PANEL * (panels) * (64 * (groups) + ASYNC_STAGES * ASYNC_STEP) + 4 * ASYNC_VALUES +                       \
-   4 * 2 * ASYNC_STAGES * ASYNC_WORDS)
-#define ASYNC_SHARED_NARROW ASYNC_SHARED(ASYNC_GROUPS_NARROW, 1)
-#define ASYNC_SHARED_WIDE ASYNC_SHARED(ASYNC_GROUPS_WIDE, 2)
+  (2 * ASYNC_PANEL * (panels) * (64 * (groups) + ASYNC_STAGES * ASYNC_STEP) + 4 * ASYNC_VALUES)
+/* Where options are there: tiles of the bias, and half words of what dropout keeps, of each stage. */
+#define ASYNC_SHARED_BIAS(groups) (ASYNC_PANEL * ASYNC_STEP * (groups))
+#define ASYNC_SHARED_OPTIONS(groups, panels)                                                                           \
+  (ASYNC_SHARED(groups, panels) + ASYNC_STAGES * (ASYNC_SHARED_BIAS(groups) + 4 * 128 * (groups)))
+/* Owners of dBias: stages of all four matrices; a tile of the bias. */
+#define ASYNC_SHARED_D_BIAS(groups, panels)                                                                            \
+  (2 * ASYNC_PANEL * (panels)*ASYNC_STAGES * (64 * (groups) + ASYNC_STEP) + ASYNC_SHARED_BIAS(groups))
+
+/* Of a mask, without what it is broadcast over: sequences, heads, and tiles of 64 queries and keys. */
+typedef struct async_mask_shape {
+  int64_t batch, heads, q_tiles, k_tiles;
+} async_mask_shape;
+ATTEND_INLINE async_mask_shape async_mask_shape_of(const attend_problem *p) {
+  const attend_layout *l = &p->layout[OPERAND_MASK];
+  async_mask_shape s = {l->batch ? p->batch : 1, l->head ? p->heads : 1,
+                        l->row ? (p->q_len + ASYNC_STEP - 1) / ASYNC_STEP : 1,
+                        l->col ? (p->k_len + ASYNC_STEP - 1) / ASYNC_STEP : 1};
+  return s;
+}
+ATTEND_INLINE int64_t async_mask_tiles(const async_mask_shape *s) {
+  return s->batch * s->heads * s->q_tiles * s->k_tiles;
+}
+/* Words of 128 threads, twice. */
+ATTEND_INLINE int64_t async_mask_bytes(const attend_problem *p) {
+  const async_mask_shape s = async_mask_shape_of(p);
+  return attend_has(p, OPERAND_MASK) ? 2 * 4 * 128 * async_mask_tiles(&s) : 0;
+}
 
 #endif

@@ -59,6 +59,13 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(tile_forward_general_narrow_##type), FAKE_NAMED(tile_forward_general_wide_##type),                    \
       FAKE_NAMED(tile_sm90_narrow_##type), FAKE_NAMED(tile_sm90_wide_##type)
 
+#define FAKES_SM90_OPTIONS(options, type)                                                                              \
+  FAKE_NAMED(tile_backward_sm90_keys_##options##_narrow_##type),                                                       \
+      FAKE_NAMED(tile_backward_sm90_keys_##options##_wide_##type),                                                     \
+      FAKE_NAMED(tile_backward_sm90_queries_##options##_narrow_##type),                                                \
+      FAKE_NAMED(tile_backward_sm90_queries_##options##_wide_##type),                                                  \
+      FAKE_NAMED(tile_backward_sm90_bias_##options##_narrow_##type),                                                   \
+      FAKE_NAMED(tile_backward_sm90_bias_##options##_wide_##type)
 #define FAKES_TILE_BACKWARD(type)                                                                                      \
   FAKE_NAMED(tile_backward_delta_##type), FAKE_NAMED(tile_backward_keys_narrow_##type),                                \
       FAKE_NAMED(tile_backward_keys_general_narrow_##type), FAKE_NAMED(tile_backward_queries_narrow_##type),           \
@@ -68,9 +75,6 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(tile_backward_bias_wide_##type), FAKE_NAMED(tile_backward_sink_##type),                               \
       FAKE_NAMED(tile_backward_sm90_keys_narrow_##type), FAKE_NAMED(tile_backward_sm90_keys_wide_##type),              \
       FAKE_NAMED(tile_backward_sm90_queries_narrow_##type), FAKE_NAMED(tile_backward_sm90_queries_wide_##type),        \
-      FAKE_NAMED(tile_backward_sm90_keys_general_narrow_##type),                                                       \
-      FAKE_NAMED(tile_backward_sm90_keys_general_wide_##type),                                                         \
-      FAKE_NAMED(tile_backward_sm90_queries_general_narrow_##type),                                                    \
-      FAKE_NAMED(tile_backward_sm90_queries_general_wide_##type)
+      FAKES_SM90_OPTIONS(options, type), FAKES_SM90_OPTIONS(general, type), FAKE_NAMED(tile_backward_sm90_mask_##type)
 
 #endif
