@@ -13,6 +13,7 @@
 #define ENTRY(name) JOIN(name, ISA)
 
 #include "cpu/pack.inc.c"
+#include "cpu/words.inc.c"
 #include "cpu/scores.inc.c"
 #include "cpu/forward.inc.c"
 #if TILE_TERMS == 1 /* with words of two elements there is only forward: the rest runs on multiply-adds */

@@ -73,8 +73,9 @@ WORD void block_max(const real *s, int keys, const real *max, lanes m[TILE_VECTO
     m[v] = lanes_max(lanes_max(chain[0][v], chain[1][v]), lanes_max(chain[2][v], chain[3][v]));
 }
 
-/* P = 2^(S - M) in place; max and sum of the lanes brought up to date; rescale[lane] = 2^(old max - M). */
-static void softmax_block(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES]) {
+/* P = 2^(S - M) in place, as reals or as words; max and sum of the lanes brought up to date; rescale[lane] =
+ * 2^(old max - M). */
+WORD void softmax_block_as(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES], bool as_words) {
   lanes m[TILE_VECTORS], base[TILE_VECTORS], l[TILE_VECTORS];
   block_max(s, keys, max, m);
 #pragma GCC unroll 4
@@ -85,16 +86,28 @@ static void softmax_block(real *s, int keys, real *max, real *sum, real rescale[
     lanes_store(rescale + v * LANES, lanes_exp2(lanes_sub(lanes_load(max + v * LANES), base[v])));
     lanes_store(max + v * LANES, m[v]);
   }
-  for (int k = 0; k < keys; k++)
+  const int terms = as_words ? TILE_TERMS : 1;
+  for (int k = 0; k < keys; k += terms)
 #pragma GCC unroll 4
     for (int v = 0; v < TILE_VECTORS; v++) {
-      lanes p = lanes_exp2(lanes_sub(lanes_load(s + k * TILE_LANES + v * LANES), base[v]));
-      l[v] = lanes_add(l[v], p);
-      lanes_store(s + k * TILE_LANES + v * LANES, p);
+      lanes p[2] = {lanes_zero(), lanes_zero()};
+#pragma GCC unroll 2
+      for (int t = 0; t < terms; t++)
+        if (k + t < keys) {
+          p[t] = lanes_exp2(lanes_sub(lanes_load(s + (k + t) * TILE_LANES + v * LANES), base[v]));
+          l[v] = lanes_add(l[v], p[t]);
+        }
+      lanes_store(s + k / terms * TILE_LANES + v * LANES, terms == 1 ? p[0] : tile_words(p[0], p[1]));
     }
 #pragma GCC unroll 4
   for (int v = 0; v < TILE_VECTORS; v++)
     lanes_store(sum + v * LANES, lanes_fma(lanes_load(sum + v * LANES), lanes_load(rescale + v * LANES), l[v]));
+}
+static void softmax_block(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES]) {
+  softmax_block_as(s, keys, max, sum, rescale, false);
+}
+static void softmax_block_words(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES]) {
+  softmax_block_as(s, keys, max, sum, rescale, true);
 }
 
 /* OT = OT * rescale + columns of V times P, whose rows are p_width apart. */
@@ -179,8 +192,8 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
       int keys = (int)(j1 - j0);
       if (s->mask.data && mask_is_empty(s, i0, n, j0, keys)) continue;
       if (!k.rows) {
-        k = load_key_rows(s, &s->k, false, k_first, (int)(k_last - k_first), p->head_dim, p->type, w->k);
-        v = load_key_rows(s, &s->v, true, k_first, (int)(k_last - k_first), p->v_dim, p->type, w->v);
+        k = load_key_rows(s, &s->k, false, false, k_first, (int)(k_last - k_first), p->head_dim, p->type, w->k);
+        v = load_key_rows(s, &s->v, true, true, k_first, (int)(k_last - k_first), p->v_dim, p->type, w->v);
       }
       key_rows k_tile = {k.rows + (j0 - k_first) * k.row, k.row},
                v_tile = {v.rows + (j0 - k_first) / TILE_TERMS * v.row, v.row};
@@ -191,9 +204,12 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
       score_products(w->s, TILE_LANES, &k_tile, keys, w->q + g * round_up(p->head_dim, TILE_TERMS) * TILE_LANES,
                      words(p->head_dim), score_factor(p));
       hidden |= score_passes(&tile, &range[g]) || keys % TILE_TERMS != 0;
-      softmax_block(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
-      if (p->dropout_threshold) dropout_pass(&tile, w->s, 1);
-      make_words(w->s, keys);
+      if (p->dropout_threshold) {
+        softmax_block(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
+        dropout_pass(&tile, w->s, 1);
+        make_words(w->s, keys);
+      } else
+        softmax_block_words(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
       real *o = w->o + g * v_padded * TILE_LANES;
       if (careful)
         value_products_careful(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale, w->visible);

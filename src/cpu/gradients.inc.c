@@ -155,8 +155,8 @@ static gradient_keys load_gradient_keys(const attend_problem *p, const attend_sl
       .first = first, .last = first + KEY_CHUNK < s->k_len ? first + KEY_CHUNK : s->k_len, .finite = true};
   if (c.last <= first) return (gradient_keys){.first = first, .last = first, .finite = true};
   int keys = (int)(c.last - c.first);
-  c.k = load_key_rows(s, &s->k, false, first, keys, p->head_dim, p->type, w->k);
-  c.v = load_key_rows(s, &s->v, true, first, keys, p->v_dim, p->type, w->v);
+  c.k = load_key_rows(s, &s->k, false, false, first, keys, p->head_dim, p->type, w->k);
+  c.v = load_key_rows(s, &s->v, true, false, first, keys, p->v_dim, p->type, w->v);
   for (int k = 0; k < keys && c.finite; k++) c.finite = all_finite(c.k.rows + k * c.k.row, p->head_dim);
   return c;
 }

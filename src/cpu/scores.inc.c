@@ -7,12 +7,6 @@ enum { KEY_BLOCK = 128 };
 #define LOG2_E 1.4426950408889634
 #define LN_2 0.6931471805599453
 
-/* Keys of one block as rows of reals: in place where the tensor allows it, else packed. */
-typedef struct key_rows {
-  const real *rows;
-  int64_t row;
-} key_rows;
-
 typedef struct score_tile {
   const attend_problem *problem;
   const attend_slice *slice;
@@ -195,68 +189,4 @@ static void score_products(real *s, int width, const key_rows *k, int keys, cons
         lanes_store(s + (first + r) * width + v * LANES, x);
       }
   }
-}
-
-/* Rows of words in place of `rows` rows of elements [rows][TILE_LANES]: what the tile word reads as B. */
-static void make_words(real *x, int64_t rows) {
-  if (TILE_TERMS == 1) return;
-  for (int64_t r = 0; r < rows; r += 2)
-    for (int v = 0; v < TILE_LANES; v += LANES) {
-      const real *at = x + r * TILE_LANES + v;
-      lanes second = r + 1 < rows ? lanes_load(at + TILE_LANES) : lanes_zero();
-      lanes_store(x + r / 2 * TILE_LANES + v, tile_words(lanes_load(at), second));
-    }
-}
-
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-static int64_t words(int64_t elements) { return (elements + TILE_TERMS - 1) / TILE_TERMS; }
-
-/* Can the tile word read rows of this matrix in place? Columns that are read in tiles must be a multiple of them. */
-static bool readable_in_place(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
-                              attend_type type) {
-  if (m->col != 1 || s->pages.table) return false;
-  if (TILE_TERMS == 1) return type == REAL_TYPE && columns % TILE_ROWS == 0;
-  return !is_value && columns % 2 == 0 && m->row % 2 == 0 && (uintptr_t)m->data % sizeof(real) == 0;
-}
-
-/* Words of bf16 rows: along a row for K, and for V of two rows at a time. */
-static void pack_bf16_words(real *out, const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0,
-                            int keys, int64_t columns, int64_t row) {
-  const uint16_t *base = (const uint16_t *)(const void *)m->data;
-  for (int k = 0; k < keys; k += is_value ? 2 : 1) {
-    const uint16_t *low = base + (is_value ? attend_value_row(s, j0 + k) : attend_key_row(s, j0 + k));
-    const uint16_t *high = is_value && k + 1 < keys ? base + attend_value_row(s, j0 + k + 1) : NULL;
-    int64_t count = is_value ? columns : words(columns);
-    for (int64_t c = 0; c < count; c++) {
-      uint32_t word = is_value ? low[c * m->col] : low[2 * c * m->col];
-      if (high)
-        word |= (uint32_t)high[c * m->col] << 16;
-      else if (!is_value && 2 * c + 1 < columns)
-        word |= (uint32_t)low[(2 * c + 1) * m->col] << 16;
-      memcpy(out + c, &word, sizeof word);
-    }
-    for (int64_t c = count; c < row; c++) out[c] = 0;
-    out += row;
-  }
-}
-
-/* Rows j0 … j0 + keys - 1 of K or V (or what has their shape) as words, in place or packed into `buffer`. */
-static key_rows load_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0, int keys,
-                              int64_t columns, attend_type type, real *buffer) {
-  if (readable_in_place(s, m, is_value, columns, type)) {
-    const void *first = m->data + j0 * m->row * (int64_t)attend_type_size(type);
-    return (key_rows){first, m->row / TILE_TERMS};
-  }
-  if (TILE_TERMS == 2) {
-    int64_t row = is_value ? round_up(columns, TILE_ROWS) : words(columns);
-    pack_bf16_words(buffer, s, m, is_value, j0, keys, columns, row);
-    return (key_rows){buffer, row};
-  }
-  int64_t padded = round_up(columns, TILE_ROWS);
-  for (int k = 0; k < keys; k++) {
-    int64_t index = is_value ? attend_value_row(s, j0 + k) : attend_key_row(s, j0 + k);
-    pack_row(buffer + k * padded, m->data, index, m->col, columns, padded, type);
-  }
-  return (key_rows){buffer, padded};
 }

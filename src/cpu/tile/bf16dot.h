@@ -14,6 +14,13 @@ WORD lanes tile_words(lanes first, lanes second) {
   return (lanes)_mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
+/* The same from bf16 in memory, LANES of each. */
+WORD lanes tile_words_across(const uint16_t *low, const uint16_t *high) {
+  __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)low));
+  __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)high));
+  return (lanes)_mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+}
+
 #include "cpu/tile/product.h"
 
 #endif
