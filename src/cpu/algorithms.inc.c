@@ -16,9 +16,9 @@
 #include "cpu/words.inc.c"
 #include "cpu/scores.inc.c"
 #include "cpu/forward.inc.c"
-#if TILE_TERMS == 1 /* with words of two elements there is only forward: the rest runs on multiply-adds */
 #include "cpu/gradients.inc.c"
 #include "cpu/backward.inc.c"
+#if TILE_TERMS == 1 /* with words of two elements there is only this: the rest runs on multiply-adds */
 #include "cpu/short.inc.c"
 #include "cpu/short_forward.inc.c"
 #include "cpu/short_backward.inc.c"

@@ -26,7 +26,7 @@ static void add_bias_gradient(const attend_problem *p, const attend_slice *s, in
     int64_t j0 = block > range.first ? block : range.first,
             j1 = block + GRADIENT_KEYS < last ? block + GRADIENT_KEYS : last;
     if (j0 >= j1 || (s->mask.data && mask_is_empty(s, i0, rows, j0, (int)(j1 - j0)))) continue;
-    gradient_tile(p, s, &q, &keys, j0, (int)(j1 - j0), w);
+    gradient_tile(p, s, &q, &keys, j0, (int)(j1 - j0), false, w);
     for (int64_t j = j0; j < j1; j++)
       for (int l = 0; l < q.width; l += LANES) {
         real *at = w->d_bias + (j - first) * GRADIENT_ROWS + l;

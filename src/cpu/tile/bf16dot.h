@@ -20,7 +20,20 @@ WORD lanes tile_words_across(const uint16_t *low, const uint16_t *high) {
   __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)high));
   return (lanes)_mm512_or_si512(first, _mm512_slli_epi32(second, 16));
 }
+/* The elements of words, the first or the second of each, as reals. */
+WORD lanes tile_element(lanes words, int which) {
+  if (which == 0) return (lanes)_mm512_slli_epi32((__m512i)words, 16);
+  return (lanes)_mm512_and_si512((__m512i)words, _mm512_set1_epi32((int)0xFFFF0000u));
+}
+/* A row of TILE_VECTORS * LANES elements as words along it. */
+WORD void tile_store_along(real *out, const lanes x[TILE_VECTORS]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < TILE_VECTORS; v += 2)
+    lanes_store(out + v / 2 * LANES, (lanes)_mm512_cvtne2ps_pbh(x[v + 1], x[v]));
+}
 
 #include "cpu/tile/product.h"
+
+_Static_assert(TILE_VECTORS % 2 == 0, "a row of words along it is whole vectors");
 
 #endif

@@ -26,6 +26,16 @@ WORD lanes tile_words_across(const uint16_t *low, const uint16_t *high) { /* onl
   (void)high;
   return lanes_zero();
 }
+/* The elements of words, as reals. */
+WORD lanes tile_element(lanes words, int which) {
+  (void)which;
+  return words;
+}
+/* A row of TILE_VECTORS * LANES elements as words along it. */
+WORD void tile_store_along(real *out, const lanes x[TILE_VECTORS]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < TILE_VECTORS; v++) lanes_store(out + v * LANES, x[v]);
+}
 
 #include "cpu/tile/product.h"
 
