@@ -164,13 +164,13 @@ static double make_set(input_set *s, const timing_case *c, attend_direction dire
   if (c->bias) s->args.bias = pairs(s, &used, c, c->heads, false);
   double q = (double)(c->batch * c->heads * c->q_len * c->dim * size),
          k = (double)(c->batch * c->kv_heads * c->k_len * c->dim * size);
-  if (direction == ATTEND_FORWARD) return 2 * q + 2 * k;
   int n = used++;
   memcpy(s->shape[n], (int64_t[]){c->batch, c->heads, c->q_len, 0}, sizeof s->shape[n]);
   s->t[n] = attend_tensor_strided(device_memory((size_t)(c->batch * c->heads * c->q_len * 4)), ATTEND_F32, 3,
                                   s->shape[n], NULL);
   s->t[n].device = (attend_device){ATTEND_CUDA, 0};
-  s->args.lse = &s->t[n];
+  s->args.lse = &s->t[n]; /* forward too: whoever trains wants it */
+  if (direction == ATTEND_FORWARD) return 2 * q + 2 * k;
   s->args.d_out = tensor(s, &used, c, c->batch, c->heads, c->q_len);
   s->args.d_q = tensor(s, &used, c, c->batch, c->heads, c->q_len);
   s->args.d_k = tensor(s, &used, c, c->batch, c->kv_heads, c->k_len);
