@@ -344,6 +344,9 @@ WORD uint4 word_load(const void *p) {
   asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
   return r;
 }
+WORD void word_store_once_f32(float *p, float x) {
+  asm volatile("st.global.cs.f32 [%0], %1;" ::"l"(p), "f"(x) : "memory");
+}
 WORD void word_store_once(void *p, uint4 x) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }

@@ -90,8 +90,7 @@ WORD void short_forward_tile(const cuda_call &call, uint32_t number, const short
     for (int half = 0; half < 2; half++) {
       const short_sequence &own = s[short_pair(half, kind)];
       int i = short_row(2 * m + half, kind);
-      if (own.lse && lane_column() == 0 && i < (int)own.q_len)
-        ((float *)(void *)own.lse)[i * own.lse_row] = lse[m][half];
+      if (lane_column() == 0 && i < (int)own.q_len) short_store_lse(own, i, lse[m][half]);
     }
     if (careful || !again) break;
   }

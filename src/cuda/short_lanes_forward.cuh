@@ -24,8 +24,8 @@ WORD void lanes_forward_pair(const attend_problem &p, const short_sequence &s, f
   for (int r = 0; r < kind.rows / 4; r++) {
     int i = lanes_y() + 4 * r;
     factor[r] = x.total[r] == 0 ? 0 : 1 / x.total[r];
-    if (s.lse && lanes_x() == 0 && i < (int)s.q_len)
-      ((float *)(void *)s.lse)[i * s.lse_row] = x.total[r] == 0 ? -INFINITY : x.top[r] + logf(x.total[r]);
+    if (lanes_x() == 0 && i < (int)s.q_len)
+      short_store_lse(s, i, x.total[r] == 0 ? -INFINITY : x.top[r] + logf(x.total[r]));
     uint32_t kept = kind.general && p.dropout_threshold ? lanes_kept(p, s, r) : 15;
     if (kind.general) factor[r] *= (float)p.dropout_scale;
     UNROLLED

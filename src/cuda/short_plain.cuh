@@ -96,7 +96,7 @@ WORD bool plain_forward_rows(const cuda_call &call, const short_sequence s[2], c
     UNROLLED
     for (int n = 0; n < keys; n++) UNROLLED
     for (int e = 0; e < 2; e++) row[half].x[n][e] *= factor;
-    if (own.lse && lane_column() == 0 && i < (int)own.q_len) ((float *)(void *)own.lse)[i * own.lse_row] = lse;
+    if (lane_column() == 0 && i < (int)own.q_len) short_store_lse(own, i, lse);
   }
   UNROLLED
   for (int x = 0; x < (keys + 1) / 2; x++) {
