@@ -3,6 +3,7 @@
  * host hold what they may. */
 #include "api.h"
 #include "element.h"
+#include "text.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -28,22 +29,45 @@ void attend_expect(attend_plan *plan) {
   }
 }
 
-/* The first thing in which t differs from what the plan was made for, or NULL. */
-static const char *difference(const attend_plan *plan, operand_id id, const attend_tensor *t) {
+/* Is t what the plan was made for? */
+static bool fits(const attend_plan *plan, operand_id id, const attend_tensor *t) {
   const attend_expected *e = &plan->expected[id];
   const int64_t *shape = plan->shape[id], *strides = plan->strides[id];
-  if (memcmp(&t->dtype, &e->dtype, sizeof e->dtype) != 0) return "type";
-  if (t->ndim != plan->ndim[id]) return "rank";
+  if (memcmp(&t->dtype, &e->dtype, sizeof e->dtype) != 0 || t->ndim != plan->ndim[id]) return false;
   bool cuda = t->device.type == ATTEND_CUDA || t->device.type == ATTEND_CUDA_MANAGED;
   if (cuda != (plan->problem.device.type == ATTEND_CUDA) || (cuda && t->device.id != plan->problem.device.id))
-    return "device";
+    return false;
   for (int i = 0; i < t->ndim; i++)
-    if (t->shape[i] != shape[i]) return "shape";
-  if (e->empty) return NULL;
-  if (!t->strides) return e->compact ? NULL : "strides";
+    if (t->shape[i] != shape[i]) return false;
+  if (e->empty) return true;
+  if (!t->strides) return e->compact;
   for (int i = 0; i < t->ndim; i++)
-    if (t->strides[i] != strides[i] && shape[i] > 1) return "strides";
-  return NULL;
+    if (t->strides[i] != strides[i] && shape[i] > 1) return false;
+  return true;
+}
+
+/* The message of one that is not: the first thing in which it differs. */
+static attend_status misfit(const attend_plan *plan, operand_id id, const attend_tensor *t) {
+  const char *name = attend_operand_names[id];
+  attend_dtype type = plan->expected[id].dtype;
+  int ndim = plan->ndim[id];
+  if (memcmp(&t->dtype, &type, sizeof type) != 0)
+    return attend_fail(ATTEND_ERROR_SHAPE, "%s: expected the plan's element type %s, got %s", name, dtype_name(type).s,
+                       dtype_name(t->dtype).s);
+  if (t->ndim != ndim)
+    return attend_fail(ATTEND_ERROR_SHAPE, "%s: expected the plan's rank %d, got %d", name, ndim, (int)t->ndim);
+  for (int i = 0; i < ndim; i++)
+    if (t->shape[i] != plan->shape[id][i])
+      return attend_fail(ATTEND_ERROR_SHAPE, "%s: expected the plan's shape %s, got %s", name,
+                         list(plan->shape[id], ndim).s, list(t->shape, ndim).s);
+  bool cuda = t->device.type == ATTEND_CUDA || t->device.type == ATTEND_CUDA_MANAGED;
+  if (cuda != (plan->problem.device.type == ATTEND_CUDA) || (cuda && t->device.id != plan->problem.device.id))
+    return attend_fail(
+        ATTEND_ERROR_SHAPE, "%s: expected the plan's device (type %d, number %d), got type %d, number %d", name,
+        (int)plan->problem.device.type, (int)plan->problem.device.id, (int)t->device.type, (int)t->device.id);
+  return attend_fail(ATTEND_ERROR_SHAPE, "%s: expected the plan's strides %s, got %s", name,
+                     list(plan->strides[id], ndim).s,
+                     t->strides ? list(t->strides, ndim).s : "those of a compact array");
 }
 
 /* A tensor that the problem does not have, and that is not ignored. */
@@ -71,8 +95,7 @@ attend_status attend_bind(const attend_plan *plan, const attend_args *args, atte
     const char *name = attend_operand_names[id];
     if (!t[id]) return attend_fail(ATTEND_ERROR_NULL, "%s: the plan was made with it, got NULL", name);
     if (t[id]->ndim > 0 && !t[id]->shape) return attend_fail(ATTEND_ERROR_NULL, "%s: shape is NULL", name);
-    const char *differs = difference(plan, id, t[id]);
-    if (differs) return attend_fail(ATTEND_ERROR_SHAPE, "%s: expected the plan's %s, got another", name, differs);
+    if (!fits(plan, id, t[id])) return misfit(plan, id, t[id]);
     const attend_expected *e = &plan->expected[id];
     if (e->empty) continue;
     if (!t[id]->data)
