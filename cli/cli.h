@@ -28,6 +28,8 @@ typedef struct cli_request {
 /* Parse argv[1..] of a subcommand. Returns -1 to go on, otherwise the exit code (0 after --help, which prints `usage`
  * and the flags). */
 int cli_parse(const char *command, const char *usage, int argc, char **argv, cli_request *request);
+/* Does a file's name end in one of `formats` (".npy or .safetensors"), or, as that of a pipe, in none at all? */
+bool cli_may_hold(const char *path, const char *formats);
 /* Print "attend: ..." on stderr; EXIT_BAD_INPUT. */
 int cli_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *cli_backend_name(uint32_t backend);

@@ -220,9 +220,12 @@ static const flag flags[] = {
     {"dtype", "f32|bf16|f16|f64", CALL, .take = take_dtype, .says = "of random tensors; those of files are converted"},
 
     {.says = "The attention"},
-    {"causal", NULL, CALL, .bit = ATTEND_CAUSAL, .says = "key j is visible to query i only if j <= i + off; off = Nk - Nq, or kv_len - Nq"},
-    {"top-left", NULL, CALL, .bit = ATTEND_TOP_LEFT, .says = "off = 0: i and j start together, for causal, window and ALiBi"},
-    {"window", "L,R", CALL, .bit = ATTEND_WINDOW, .take = take_window, .says = "keys i + off - L to i + off + R; -1 is unbounded"},
+    {"causal", NULL, CALL, .bit = ATTEND_CAUSAL,
+     .says = "key j is visible to query i only if j <= i + off; off = Nk - Nq, or kv_len - Nq"},
+    {"top-left", NULL, CALL, .bit = ATTEND_TOP_LEFT,
+     .says = "off = 0: i and j start together, for causal, window and ALiBi"},
+    {"window", "L,R", CALL, .bit = ATTEND_WINDOW, .take = take_window,
+     .says = "keys i + off - L to i + off + R; -1 is unbounded"},
     {"scale", "X", CALL, .bit = ATTEND_SCALE, .take = take_scale, .says = "1/sqrt(D) if not given"},
     {"softcap", "X", CALL, .take = take_softcap, .says = "scores become X tanh(score / X)"},
     {"dropout", "P", CALL, .take = take_dropout, .says = "drop probabilities, each with probability P"},
@@ -282,6 +285,14 @@ static bool apply(const flag *f, cli_request *r, const char *text) {
   return !f->take || f->take(r, text);
 }
 
+bool cli_may_hold(const char *path, const char *formats) {
+  const char *name = strrchr(path, '/'), *ending = strrchr(name ? name + 1 : path, '.');
+  if (!ending || ending == (name ? name + 1 : path)) return true;
+  const char *found = strstr(formats, ending);
+  size_t n = strlen(ending);
+  return n > 1 && found && (found[n] == 0 || found[n] == ' ');
+}
+
 int cli_parse(const char *command, const char *usage, int argc, char **argv, cli_request *r) {
   memset(r, 0, sizeof *r);
   r->dtype = ATTEND_F32;
@@ -315,7 +326,8 @@ int cli_parse(const char *command, const char *usage, int argc, char **argv, cli
       return cli_error("%s: %s means nothing here (attend %s --help)", command, written, command);
     if (!f) return cli_error("%s: unknown option: %s (attend %s --help)", command, written, command);
     if (!apply(f, r, optarg))
-      return cli_error("%s: --%s: %s is not a value it takes (attend %s --help)", command, f->name, optarg, command);
+      return cli_error("%s: --%s: expected %s (%s), got %s (attend %s --help)", command, f->name, f->value, f->says,
+                       optarg, command);
   }
   if (optind < argc)
     return cli_error("%s: expected options only, got \"%s\" (attend %s --help)", command, argv[optind], command);

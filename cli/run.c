@@ -171,6 +171,22 @@ static void report(const cli_request *r, const cli_call *c, const outcome *o, co
   cli_print_json(json);
 }
 
+/* Has each result a file of its own, whose name does not promise another format? -1, or the exit status. */
+static int check_names(const cli_request *r) {
+  const char *const flags[] = {"out", "lse", "probs", "gradients"};
+  const char *const names[] = {r->out, r->lse, r->probs, r->gradients};
+  const char *const formats[] = {".npy or .safetensors", ".npy", ".npy", ".safetensors"};
+  for (int i = 0; i < 4; i++) {
+    if (names[i] && !cli_may_hold(names[i], formats[i]))
+      return cli_error("run: --%s: expected a name that ends in %s, got %s", flags[i], formats[i], names[i]);
+    for (int k = 0; k < i; k++)
+      if (names[i] && names[k] && !strcmp(names[i], names[k]))
+        return cli_error("run: --%s: expected a file of its own, got %s, which --%s names too", flags[k], names[k],
+                         flags[i]);
+  }
+  return -1;
+}
+
 int cli_run(int argc, char **argv) {
   cli_request r;
   int code = cli_parse("run", usage, argc, argv, &r);
@@ -180,9 +196,7 @@ int cli_run(int argc, char **argv) {
   io_error error;
   outcome o;
   judgement j = {0, 0};
-  if (r.out && ((r.lse && !strcmp(r.out, r.lse)) || (r.probs && !strcmp(r.out, r.probs)) ||
-                (r.gradients && !strcmp(r.out, r.gradients))))
-    return cli_error("run: --out: expected a file of its own, got %s, which another flag names too", r.out);
+  if ((code = check_names(&r)) >= 0) return code;
   cli_progress(&r, "making the tensors");
   bool good = device_usable(r.device, &error) && cli_call_make(&r, 1, &c, &error) &&
               (!r.probs || cli_call_add_probs(&c, &error)) && (!r.backward || cli_call_add_gradients(&r, &c, &error)) &&

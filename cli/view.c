@@ -200,7 +200,8 @@ int cli_view(int argc, char **argv) {
   cli_request r;
   int code = cli_parse("view", usage, argc, argv, &r);
   if (code >= 0) return code;
-  if (!r.out) return cli_error("view: expected --out FILE.png");
+  if (!r.out || !cli_may_hold(r.out, ".png"))
+    return cli_error("view: expected --out FILE.png, got %s", r.out ? r.out : "none");
   cli_call c = {.args = {.size = 0}};
   io_error error;
   cli_progress(&r, "attention");

@@ -254,7 +254,10 @@ class Command(unittest.TestCase):
             (["run", *self.inputs, "--out", "/no/such/directory/o.npy"], "/no/such/directory/o.npy"),
             (["run", "--shape"], "expected a value"), (["run", "-x"], "-x"), (["check", "--causal"], "means nothing here"), (["info", "--shape", "1,1,1,1"], "--shape"),
             (["run", *self.inputs, "--shape", "1,1,1,1"], "--shape"), (["run", *self.inputs, "--out", "x.npy", "--lse", "x.npy"], "x.npy"),
-            (["run", "--shape", "1,2,4,4", "--seed", "-1"], "--seed"), (["run", "--shape", "1,2,4,4", "--offset", "18446744073709551616"], "--offset"),
+            (["run", *self.inputs, "--lse", "x.npy", "--probs", "x.npy"], "--lse"), (["run", *self.inputs, "--out", "o.txt"], "o.txt"),
+            (["run", *self.inputs, "--lse", "l.safetensors"], ".npy"), (["view", *self.inputs, "--out", "m.jpg"], "m.jpg"),
+            (["run", "--shape", "1,2,4,4", "--window", "3"], "expected L,R"), (["run", "--q", "/dev/zero"], "/dev/zero: not an .npy file"),
+            (["run", "--tensors", "/dev/zero"], "/dev/zero"), (["run", "--shape", "1,2,4,4", "--seed", "-1"], "--seed"), (["run", "--shape", "1,2,4,4", "--offset", "18446744073709551616"], "--offset"),
             (["view", *self.inputs], "--out"), (["view", *self.inputs, "--out", self.path("v.png"), "--heads", "7"], "--heads"),
             (["view", *self.inputs, "--out", self.path("v.png"), "--batch", "2"], "--batch"),
         ]:

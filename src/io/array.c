@@ -63,7 +63,7 @@ bool io_array_new(io_array *a, attend_dtype dtype, int ndim, const int64_t *shap
 }
 
 /* Grows as it reads: what a file says of its size need not be true. */
-unsigned char *io_file_read(const char *path, size_t *size, io_error *error) {
+unsigned char *io_file_read(const char *path, size_t at, const char *mark, size_t *size, io_error *error) {
   FILE *f = fopen(path, "rb");
   if (!f) {
     io_fail(error, "%s: cannot be read: %s", path, strerror(errno));
@@ -73,7 +73,7 @@ unsigned char *io_file_read(const char *path, size_t *size, io_error *error) {
   unsigned char *bytes = malloc(room);
   while (bytes) {
     n += fread(bytes + n, 1, room - n, f);
-    if (n < room) break;
+    if (n < room || memcmp(bytes + at, mark, strlen(mark)) != 0) break;
     unsigned char *more = realloc(bytes, room *= 2);
     if (!more) free(bytes);
     bytes = more;

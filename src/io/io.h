@@ -36,8 +36,9 @@ bool io_array_describe(io_array *array, attend_dtype dtype, int ndim, const int6
 /* A compact zeroed array; false when out of memory. */
 bool io_array_new(io_array *array, attend_dtype dtype, int ndim, const int64_t *shape, io_error *error);
 
-unsigned char *io_file_read(const char *path, size_t *size,
-                            io_error *error); /* the whole file; free it. NULL: failed */
+/* The whole file; free it. NULL: failed. Of one without `mark` at byte `at` only the beginning, enough to refuse it:
+ * a device may have no end. */
+unsigned char *io_file_read(const char *path, size_t at, const char *mark, size_t *size, io_error *error);
 
 bool io_npy_read(const char *path, io_array *array, io_error *error);
 bool io_npy_parse(const char *path, const unsigned char *bytes, size_t size, io_array *array, io_error *error);

@@ -110,7 +110,7 @@ bool io_npy_parse(const char *path, const unsigned char *bytes, size_t size, io_
 
 bool io_npy_read(const char *path, io_array *a, io_error *error) {
   size_t size;
-  unsigned char *bytes = io_file_read(path, &size, error);
+  unsigned char *bytes = io_file_read(path, 0, "\x93NUMPY", &size, error);
   if (!bytes) return false;
   bool good = io_npy_parse(path, bytes, size, a, error);
   free(bytes);

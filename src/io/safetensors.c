@@ -151,7 +151,7 @@ const io_array *io_safetensors_find(const io_tensors *t, const char *name) {
 
 bool io_safetensors_read(const char *path, io_tensors *tensors, io_error *error) {
   size_t size;
-  unsigned char *bytes = io_file_read(path, &size, error);
+  unsigned char *bytes = io_file_read(path, 8, "{", &size, error);
   return bytes && io_safetensors_parse(path, bytes, size, tensors, error);
 }
 
