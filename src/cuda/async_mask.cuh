@@ -2,8 +2,8 @@
 /* The mask as bits for backward on sm_90, in the workspace: of every tile of 64 x 64 pairs one word for each thread of
  * the group that works on it, once for the owners of queries and once for those of keys, whose threads hold other
  * pairs. So each byte of a mask is looked at once, however many sequences and heads share it, and a step takes one
- * load. (When each block made words of 32 keys from bytes, of which its threads picked bits: 2811 us with a mask at
- * 8x16x2048x64 in bf16 on an H200, not 1614.) */
+ * load. (Rejected: that each block makes words of 32 keys from bytes, of which its threads pick bits: ten instructions
+ * more for a pair.) */
 #ifndef ATTEND_CUDA_ASYNC_MASK_CUH
 #define ATTEND_CUDA_ASYNC_MASK_CUH
 
@@ -59,24 +59,36 @@ WORD void async_mask_pack(const cuda_call &call) {
   to[128 * (all + first + k_tile * (uint32_t)shape.q_tiles + q_tile)] = by_keys;
 }
 
+/* The words of the tile at (q0, k0), multiples of 64. */
+WORD const uint32_t *async_mask_words_of(const cuda_call &call, int64_t b, int64_t h, int q0, int k0,
+                                         const bool owns_keys) {
+  const async_mask_shape shape = async_mask_shape_of(&call.problem);
+  int64_t tile = (shape.batch == 1 ? 0 : b) * shape.heads + (shape.heads == 1 ? 0 : h);
+  int64_t q_tile = shape.q_tiles == 1 ? 0 : q0 / ASYNC_STEP, k_tile = shape.k_tiles == 1 ? 0 : k0 / ASYNC_STEP;
+  tile = tile * shape.q_tiles * shape.k_tiles +
+         (owns_keys ? async_mask_tiles(&shape) + k_tile * shape.q_tiles + q_tile : q_tile * shape.k_tiles + k_tile);
+  return async_mask_words(call) + 128 * tile;
+}
+
+/* From those of a tile to those of the next 64 queries, for owners of queries. */
+WORD int64_t async_mask_row(const attend_problem &p) {
+  const async_mask_shape shape = async_mask_shape_of(&p);
+  return shape.q_tiles > 1 ? 128 * shape.k_tiles : 0;
+}
+
 /* Where a thread reads its words: of its group's tile, and of those beside it, step by step. */
 struct async_mask_stream {
   const uint32_t *at;
   int64_t step;
 };
 
-/* q0, k0: multiples of 64. */
+/* A group beyond the last tile has any. */
 WORD async_mask_stream async_mask_stream_of(const cuda_call &call, int64_t b, int64_t h, int q0, int k0,
                                             const bool owns_keys) {
-  const attend_problem &p = call.problem;
-  const async_mask_shape shape = async_mask_shape_of(&p);
-  int64_t pair = (shape.batch == 1 ? 0 : b) * shape.heads + (shape.heads == 1 ? 0 : h);
-  int64_t q_tile = q0 / ASYNC_STEP, k_tile = k0 / ASYNC_STEP; /* of a group beyond the last: any */
-  q_tile = q_tile < shape.q_tiles ? q_tile : shape.q_tiles - 1,
-  k_tile = k_tile < shape.k_tiles ? k_tile : shape.k_tiles - 1;
-  int64_t tile = pair * shape.q_tiles * shape.k_tiles;
-  tile += owns_keys ? async_mask_tiles(&shape) + k_tile * shape.q_tiles + q_tile : q_tile * shape.k_tiles + k_tile;
-  async_mask_stream s = {async_mask_words(call) + 128 * tile + (threadIdx.x & 127),
+  const async_mask_shape shape = async_mask_shape_of(&call.problem);
+  if (q0 >= call.problem.q_len) q0 = 0;
+  if (k0 >= call.problem.k_len) k0 = 0;
+  async_mask_stream s = {async_mask_words_of(call, b, h, q0, k0, owns_keys) + (threadIdx.x & 127),
                          (owns_keys ? shape.q_tiles : shape.k_tiles) > 1 ? 128 : 0};
   return s;
 }

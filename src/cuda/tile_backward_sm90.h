@@ -14,9 +14,10 @@ enum {
   ASYNC_STAGES = 2,
   ASYNC_GROUPS_NARROW = 1, ASYNC_GROUPS_WIDE = 2, /* of a block */
   ASYNC_BIAS_GROUPS_NARROW = 1, ASYNC_BIAS_GROUPS_WIDE = 2, /* of one that owns a tile of dBias */
-  ASYNC_BIAS_BLOCKS_NARROW = 2,                             /* of these, that fit on a multiprocessor */
+  ASYNC_BIAS_BLOCKS_NARROW = 3,                            /* of these, that fit on a multiprocessor */
   ASYNC_PANEL = 128,                              /* bytes of a row of 64 columns */
   ASYNC_VALUES = ASYNC_STAGES * 2 * ASYNC_STEP,   /* lse and delta of the staged queries */
+  ASYNC_PAIRS = 32, ASYNC_PAIR_BYTES = 96,        /* of sequences and heads that are looked up at a time */
 };
 /* clang-format on */
 
@@ -33,9 +34,10 @@ ATTEND_INLINE bool async_bias_staged(const attend_problem *p) {
 #define ASYNC_SHARED_BIAS(groups) (ASYNC_PANEL * ASYNC_STEP * (groups))
 #define ASYNC_SHARED_OPTIONS(groups, panels)                                                                           \
   (ASYNC_SHARED(groups, panels) + ASYNC_STAGES * (ASYNC_SHARED_BIAS(groups) + 4 * 128 * (groups)))
-/* Owners of dBias: stages of all four matrices; a tile of the bias. */
+/* Owners of dBias: stages of all four matrices; a tile of the bias; what is looked up of sequences and heads. */
 #define ASYNC_SHARED_D_BIAS(groups, panels)                                                                            \
-  (2 * ASYNC_PANEL * (panels)*ASYNC_STAGES * (64 * (groups) + ASYNC_STEP) + ASYNC_SHARED_BIAS(groups))
+  (2 * ASYNC_PANEL * (panels)*ASYNC_STAGES * (64 * (groups) + ASYNC_STEP) + ASYNC_SHARED_BIAS(groups) +                \
+   ASYNC_PAIRS * ASYNC_PAIR_BYTES)
 
 /* Of a mask, without what it is broadcast over: sequences, heads, and tiles of 64 queries and keys. */
 typedef struct async_mask_shape {
