@@ -51,7 +51,7 @@ WORD async_stream async_stream_from(const attend_problem &p, operand_id id, int6
   attend_matrix m = {NULL, p.layout[id].row, 1};
   return async_stream_of(m, 0, (int)columns, panels);
 }
-WORD async_rows async_rows_of(const attend_problem &p, const int panels) {
+WORD async_rows async_row_streams(const attend_problem &p, const int panels) {
   async_rows r = {
       async_stream_from(p, OPERAND_Q, p.head_dim, panels), async_stream_from(p, OPERAND_D_OUT, p.v_dim, panels),
       async_stream_from(p, OPERAND_K, p.head_dim, panels), async_stream_from(p, OPERAND_V, p.v_dim, panels)};
@@ -133,7 +133,7 @@ WORD bool async_gradient_bias(const cuda_call &call, char *memory, const async_k
   for (int e = 0; e < 4; e++) sum[n][e] = 0;
   int64_t key_rows;
   attend_slice s = slice_make(p, call.operands, at_b, at_h, key_rows); /* its bias is that of all pairs */
-  const async_rows from = async_rows_of(p, panels);
+  const async_rows from = async_row_streams(p, panels);
   async_terms terms = async_terms_of(p, s);
   /* The group's words come after those of the first group; a group beyond the last tile has any. */
   const int64_t mask_at = (threadIdx.x & 127) + (q0 + 64 * group < p.q_len ? group * async_mask_row(p) : 0);

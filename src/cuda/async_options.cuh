@@ -27,10 +27,10 @@ WORD uint32_t async_spread(uint32_t x) { return (x & 3) | (x & 12) << 2 | (x & 4
 /* Where a thread owns queries i and i + 8, and keys are those of the tile at k0: as header and fragment have it. */
 WORD uint32_t async_kept_of_queries(const attend_problem &p, const attend_slice &s, int i, int k0) {
   uint32_t x = 0;
-  UNROLLED
-  for (int n = 0; n < 4; n++)
-    x |= async_spread(async_draw(p, s, i + 8 * (n & 1), 4 * ((k0 >> 5) + (n >> 1)) + lane_column()))
-         << (16 * (n >> 1) + 2 * (n & 1));
+  UNROLLED_BY_2 /* all four at a time would take registers of a third block */
+      for (int n = 0; n < 4; n++) x |=
+      async_spread(async_draw(p, s, i + 8 * (n & 1), 4 * ((k0 >> 5) + (n >> 1)) + lane_column()))
+      << (16 * (n >> 1) + 2 * (n & 1));
   return x;
 }
 
@@ -43,7 +43,7 @@ WORD void async_kept_of_keys(uint16_t *halves, const attend_problem &p, const at
   int c = 4 * ((k0 >> 5) + ((warp & 3) >> 1)) + (g >> 1),
       i = q0 + 8 * (4 * odd_warp + 2 * odd_lane) + 2 * lane_column();
   uint32_t of[2] = {0, 0}; /* keys of lanes whose g is even, odd; the low half those of even warps */
-  UNROLLED
+  UNROLLED_BY_2
   for (int n = 0; n < 4; n++) { /* fragment n / 2 of the quarter, element n % 2 */
     uint32_t x = async_draw(p, s, i + 8 * (n >> 1) + (n & 1), c);
     int at = 4 * (n >> 1) + (n & 1);

@@ -41,13 +41,16 @@ static const char *const entry_names[ENTRY_COUNT] = {"tile_backward_keys_narrow"
 static void *kernels[TYPE_F64 + 1][ENTRY_COUNT]; /* of each element type */
 
 /* On sm_90 each of those, of keys and queries, comes with no options, with the common ones, and with all; the owners of
- * a bias that is not broadcast over queries or keys with the latter two. And there the mask becomes bits. */
+ * a bias that is not broadcast over queries or keys with the latter two. And there the mask becomes bits, and tiles of
+ * which NaN came out are done again by a kernel of its own. */
 typedef enum sm90_entry_id {
   SM90_OPTIONS = 4, /* + one of KEYS_NARROW to QUERIES_WIDE, or of the next two */
   SM90_BIAS_NARROW = 4,
   SM90_BIAS_WIDE,
   SM90_ALL = SM90_OPTIONS + 6, /* likewise */
-  SM90_MASK = SM90_ALL + 6,
+  SM90_AGAIN_NARROW = SM90_ALL + 6,
+  SM90_AGAIN_WIDE,
+  SM90_MASK,
   SM90_COUNT
 } sm90_entry_id;
 static const char *const sm90_names[SM90_COUNT] = {"tile_backward_sm90_keys_narrow",
@@ -66,6 +69,8 @@ static const char *const sm90_names[SM90_COUNT] = {"tile_backward_sm90_keys_narr
                                                    "tile_backward_sm90_queries_general_wide",
                                                    "tile_backward_sm90_bias_general_narrow",
                                                    "tile_backward_sm90_bias_general_wide",
+                                                   "tile_backward_sm90_again_narrow",
+                                                   "tile_backward_sm90_again_wide",
                                                    "tile_backward_sm90_mask"};
 static void *sm90_kernels[TYPE_F64 + 1][SM90_COUNT];
 
@@ -88,8 +93,7 @@ static int sm90_first(const attend_problem *p) {
 static unsigned sm90_shared(int first, int entry) {
   bool wide = entry % 2;
   int groups = wide ? ASYNC_GROUPS_WIDE : ASYNC_GROUPS_NARROW, panels = wide ? 2 : 1;
-  if (entry - first >= SM90_BIAS_NARROW)
-    return (unsigned)ASYNC_SHARED_D_BIAS(wide ? ASYNC_BIAS_GROUPS_WIDE : ASYNC_BIAS_GROUPS_NARROW, panels);
+  if (entry - first >= SM90_BIAS_NARROW) return (unsigned)ASYNC_SHARED_D_BIAS(groups, panels);
   return (unsigned)(first ? ASYNC_SHARED_OPTIONS(groups, panels) : ASYNC_SHARED(groups, panels));
 }
 static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
@@ -169,9 +173,10 @@ static bool sm90_plan(const attend_kernel_row *row, const attend_problem *p, att
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
-  choice->tile_q = choice->tile_k = 64 * (is_wide(p) ? ASYNC_GROUPS_WIDE : ASYNC_GROUPS_NARROW);
+  choice->tile_q = choice->tile_k = async_rows_of(p);
   choice->state = entries;
-  choice->workspace_bytes += (size_t)async_mask_bytes(p);
+  const async_tiles tiles = async_tiles_of(p);
+  choice->workspace_bytes += (size_t)(async_mask_bytes(p) + tiles.keys + tiles.queries + tiles.bias);
   return true;
 }
 
@@ -186,41 +191,57 @@ static void launch(launcher *l, void *kernel, int64_t blocks, int64_t threads, u
   if (!l->status) l->status = cuda_launch_shared(kernel, blocks, (unsigned)threads, shared, l->call, l->stream);
 }
 
+/* dK, dV; dQ; dBias. */
+static void launch_owners(launcher *l) {
+  const attend_problem *p = &l->call->problem;
+  void *const *entries = kernels[p->type];
+  int entry = (is_wide(p) ? KEYS_WIDE : KEYS_NARROW) + (is_general(p) ? GENERAL : 0);
+  if (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V))
+    launch(l, entries[entry], p->batch * p->kv_heads * tiles_of(p->k_len, rows_of(p, true)), 32 * warps_of(p, true), 0);
+  if (attend_has(p, OPERAND_D_Q))
+    launch(l, entries[entry + QUERIES_NARROW], p->batch * p->heads * tiles_of(p->q_len, rows_of(p, false)),
+           32 * warps_of(p, false), 0);
+}
+static void launch_bias(launcher *l) {
+  const attend_problem *p = &l->call->problem;
+  const int64_t *shape = p->bias_shape;
+  launch(l, kernels[p->type][is_wide(p) ? BIAS_WIDE : BIAS_NARROW],
+         shape[0] * shape[1] * tiles_of(shape[2], 16 * BIAS_WARPS) * tiles_of(shape[3], BIAS_KEYS), 32 * BIAS_WARPS, 0);
+}
+
+/* The same on sm_90, but for a bias that is broadcast over queries or keys. */
+static void sm90_launch_owners(launcher *l) {
+  const attend_problem *p = &l->call->problem;
+  void *const *entries = sm90_kernels[p->type];
+  const async_tiles tiles = async_tiles_of(p);
+  const int64_t count[3] = {tiles.keys, tiles.queries, tiles.bias}, threads = 2 * async_rows_of(p);
+  int first = sm90_first(p), wide = is_wide(p);
+  if (attend_has(p, OPERAND_MASK)) {
+    const async_mask_shape mask = async_mask_shape_of(p);
+    launch(l, entries[SM90_MASK], async_mask_tiles(&mask), 128, 0);
+  }
+  for (int owner = 0; owner < 3; owner++) {
+    int entry = first + 2 * owner + wide; /* KEYS, QUERIES, SM90_BIAS */
+    if (count[owner]) launch(l, entries[entry], count[owner], threads, sm90_shared(first, entry));
+  }
+  int64_t all = tiles.keys + tiles.queries + tiles.bias;
+  if (all) launch(l, entries[SM90_AGAIN_NARROW + wide], tiles_of(all, ASYNC_AGAIN_TILES), threads, 0);
+}
+
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace, {0}};
-  void *const *entries = kernels[p->type], *const *owners = choice->state;
-  bool sm90 = owners != entries;
-  int first = sm90            ? sm90_first(p)
-              : is_general(p) ? GENERAL
-                              : 0,
-      variant = first + (is_wide(p) ? KEYS_WIDE : KEYS_NARROW);
-  int64_t pairs = p->batch * p->heads;
+  const cuda_call call = {*p, *o, workspace, {0}};
+  void *const *entries = kernels[p->type];
+  bool sm90 = choice->state != entries;
   cuda_scope scope;
   launcher l = {&call, stream, cuda_enter(p->device.id, &scope)};
-  launch(&l, entries[DELTA], pairs * tiles_of(p->q_len, GRADIENT_PAD), GRADIENT_DELTA_THREADS, 0);
-  if (sm90 && attend_has(p, OPERAND_MASK)) {
-    const async_mask_shape mask = async_mask_shape_of(p);
-    launch(&l, owners[SM90_MASK], async_mask_tiles(&mask), 128, 0);
-  }
-  if (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V))
-    launch(&l, owners[variant], p->batch * p->kv_heads * tiles_of(p->k_len, choice->tile_k),
-           sm90 ? 2 * choice->tile_k : 32 * warps_of(p, true), sm90 ? sm90_shared(first, variant) : 0);
-  variant += QUERIES_NARROW;
-  if (attend_has(p, OPERAND_D_Q))
-    launch(&l, owners[variant], pairs * tiles_of(p->q_len, choice->tile_q),
-           sm90 ? 2 * choice->tile_q : 32 * warps_of(p, false), sm90 ? sm90_shared(first, variant) : 0);
-  const int64_t *shape = p->bias_shape;
-  if (attend_has(p, OPERAND_D_BIAS) && sm90 && shape[2] == p->q_len && shape[3] == p->k_len) {
-    int entry = first + (is_wide(p) ? SM90_BIAS_WIDE : SM90_BIAS_NARROW);
-    int64_t rows = 64 * (is_wide(p) ? ASYNC_BIAS_GROUPS_WIDE : ASYNC_BIAS_GROUPS_NARROW);
-    launch(&l, owners[entry], shape[0] * shape[1] * tiles_of(shape[2], rows) * tiles_of(shape[3], ASYNC_STEP), 2 * rows,
-           sm90_shared(first, entry));
-  } else if (attend_has(p, OPERAND_D_BIAS))
-    launch(&l, entries[is_wide(p) ? BIAS_WIDE : BIAS_NARROW],
-           shape[0] * shape[1] * tiles_of(shape[2], 16 * BIAS_WARPS) * tiles_of(shape[3], BIAS_KEYS), 32 * BIAS_WARPS,
-           0);
+  launch(&l, entries[DELTA], p->batch * p->heads * tiles_of(p->q_len, GRADIENT_PAD), GRADIENT_DELTA_THREADS, 0);
+  if (sm90)
+    sm90_launch_owners(&l);
+  else
+    launch_owners(&l);
+  if (attend_has(p, OPERAND_D_BIAS) && !(sm90 && async_tiles_of(p).bias)) launch_bias(&l);
   if (attend_has(p, OPERAND_D_SINK)) launch(&l, entries[SINK], p->heads, GRADIENT_SINK_THREADS, 0);
   cuda_leave(&scope);
   return l.status;

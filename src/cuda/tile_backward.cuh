@@ -182,13 +182,14 @@ WORD void keys_pass(const cuda_call &call, const attend_slice &first, int k0, gr
   }
 }
 
-/* Returns true, and leaves the gradients alone, if one came out NaN. */
-WORD bool gradient_keys(const cuda_call &call, gradient_memory &memory, const bool careful, const gradient_kind kind) {
+/* Of tile number `tile`. Returns true, and leaves the gradients alone, if one came out NaN. */
+WORD bool gradient_keys(const cuda_call &call, uint32_t tile, gradient_memory &memory, const bool careful,
+                        const gradient_kind kind) {
   const attend_problem &p = call.problem;
   const int owned = 16 * kind.tiles, rows = owned * kind.warps;
   int64_t tiles = (p.k_len + rows - 1) / rows, key_rows;
-  uint32_t pair = blockIdx.x / (uint32_t)tiles;
-  int k0 = (int)(blockIdx.x % (uint32_t)tiles) * rows;
+  uint32_t pair = tile / (uint32_t)tiles;
+  int k0 = (int)(tile % (uint32_t)tiles) * rows;
   attend_slice s =
       slice_make(p, call.operands, pair / p.kv_heads, pair % p.kv_heads * (p.heads / p.kv_heads), key_rows);
   if (k0 >= key_rows) return false;
@@ -326,13 +327,13 @@ WORD void queries_pass(const cuda_call &call, const attend_slice &s, int q0, gra
 }
 
 /* As gradient_keys. */
-WORD bool gradient_queries(const cuda_call &call, gradient_memory &memory, const bool careful,
+WORD bool gradient_queries(const cuda_call &call, uint32_t tile, gradient_memory &memory, const bool careful,
                            const gradient_kind kind) {
   const attend_problem &p = call.problem;
   const int owned = 16 * kind.tiles, rows = owned * kind.warps;
   int64_t tiles = (p.q_len + rows - 1) / rows, key_rows;
-  uint32_t pair = blockIdx.x / (uint32_t)tiles;
-  int q0 = ((int)tiles - 1 - (int)(blockIdx.x % (uint32_t)tiles)) * rows; /* the longest first */
+  uint32_t pair = tile / (uint32_t)tiles;
+  int q0 = ((int)tiles - 1 - (int)(tile % (uint32_t)tiles)) * rows; /* the longest first */
   attend_slice s = slice_make(p, call.operands, pair / p.heads, pair % p.heads, key_rows);
   if (q0 >= s.q_len) return false;
   queries_state state;
@@ -389,14 +390,14 @@ WORD void bias_tile(const cuda_call &call, const attend_slice &s, int q0, int k0
 
 /* A block owns a tile of dBias, and goes through all that the bias is broadcast over; a broadcast dimension is one
  * tile, whose sum is finished in order at the end. */
-WORD void gradient_bias(const cuda_call &call, gradient_memory &memory, const gradient_kind kind) {
+WORD void gradient_bias(const cuda_call &call, uint32_t tile, gradient_memory &memory, const gradient_kind kind) {
   const attend_problem &p = call.problem;
   const attend_layout &l = p.layout[OPERAND_D_BIAS];
   const int rows = 16 * kind.warps;
   bool one_row = p.bias_shape[2] == 1, one_column = p.bias_shape[3] == 1;
   int64_t q_tiles = (p.bias_shape[2] + rows - 1) / rows, k_tiles = (p.bias_shape[3] + BIAS_KEYS - 1) / BIAS_KEYS;
-  int64_t pair = blockIdx.x / (q_tiles * k_tiles), at_b = pair / p.bias_shape[1], at_h = pair % p.bias_shape[1];
-  int at_k = (int)(blockIdx.x % k_tiles) * BIAS_KEYS, at_q = (int)(blockIdx.x / k_tiles % q_tiles) * rows;
+  int64_t pair = tile / (q_tiles * k_tiles), at_b = pair / p.bias_shape[1], at_h = pair % p.bias_shape[1];
+  int at_k = (int)(tile % k_tiles) * BIAS_KEYS, at_q = (int)(tile / k_tiles % q_tiles) * rows;
   bias_state state = {};
   for (int64_t b = at_b; b < (p.bias_shape[0] == 1 ? p.batch : at_b + 1); b++)
     for (int64_t h = at_h; h < (p.bias_shape[1] == 1 ? p.heads : at_h + 1); h++) {

@@ -5,11 +5,12 @@
 
 #define GRADIENT_ENTRY(name, owner, warps, tiles, chunks, general, blocks)                                             \
   OUTLINED void name##_again(const cuda_call &call, gradient_memory &memory) {                                         \
-    gradient_##owner(call, memory, true, {warps, tiles, chunks, general, false});                                      \
+    gradient_##owner(call, blockIdx.x, memory, true, {warps, tiles, chunks, general, false});                          \
   }                                                                                                                    \
   ENTRY(name, 32 * (warps), blocks) {                                                                                  \
     __shared__ gradient_memory memory;                                                                                 \
-    if (gradient_##owner(call, memory, false, {warps, tiles, chunks, general, false})) name##_again(call, memory);     \
+    if (gradient_##owner(call, blockIdx.x, memory, false, {warps, tiles, chunks, general, false}))                     \
+      name##_again(call, memory);                                                                                      \
   }
 #define GRADIENT_ENTRIES(owner, warps, tiles, chunks, width, blocks)                                                   \
   GRADIENT_ENTRY(tile_backward_##owner##_##width, owner, warps, tiles, chunks, false, blocks)                          \
@@ -22,10 +23,10 @@ GRADIENT_ENTRIES(queries, QUERIES_WARPS_NARROW, QUERIES_TILES_NARROW, 1, narrow,
 GRADIENT_ENTRIES(queries, QUERIES_WARPS_WIDE, QUERIES_TILES_WIDE, 2, wide, QUERIES_BLOCKS_WIDE)
 ENTRY(tile_backward_bias_narrow, 32 * BIAS_WARPS, 2) {
   __shared__ gradient_memory memory;
-  gradient_bias(call, memory, {BIAS_WARPS, 1, 1, true, true});
+  gradient_bias(call, blockIdx.x, memory, {BIAS_WARPS, 1, 1, true, true});
 }
 ENTRY(tile_backward_bias_wide, 32 * BIAS_WARPS, 2) {
   __shared__ gradient_memory memory;
-  gradient_bias(call, memory, {BIAS_WARPS, 1, 2, true, true});
+  gradient_bias(call, blockIdx.x, memory, {BIAS_WARPS, 1, 2, true, true});
 }
 ENTRY(tile_backward_sink, GRADIENT_SINK_THREADS, 1) { gradient_sink(call); }

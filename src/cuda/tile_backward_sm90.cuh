@@ -4,7 +4,7 @@
  * registers hold little but the gradients; and while a group of four warps works on scores, its other products and
  * those of the other groups run.
  *
- * A block whose gradient came out NaN does its rows again, carefully, as tile_backward.cuh does. */
+ * A block whose gradient came out NaN leaves it alone, and async_again.cuh does its rows again. */
 #ifndef ATTEND_CUDA_TILE_BACKWARD_SM90_CUH
 #define ATTEND_CUDA_TILE_BACKWARD_SM90_CUH
 

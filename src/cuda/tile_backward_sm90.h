@@ -13,8 +13,8 @@ enum {
   ASYNC_STEP = 64,
   ASYNC_STAGES = 2,
   ASYNC_GROUPS_NARROW = 1, ASYNC_GROUPS_WIDE = 2, /* of a block */
-  ASYNC_BIAS_GROUPS_NARROW = 1, ASYNC_BIAS_GROUPS_WIDE = 2, /* of one that owns a tile of dBias */
-  ASYNC_BIAS_BLOCKS_NARROW = 3,                            /* of these, that fit on a multiprocessor */
+  ASYNC_BIAS_BLOCKS_NARROW = 3,                   /* of owners of dBias, that fit on a multiprocessor */
+  ASYNC_AGAIN_TILES = 32,                         /* whose flags a block looks at */
   ASYNC_PANEL = 128,                              /* bytes of a row of 64 columns */
   ASYNC_VALUES = ASYNC_STAGES * 2 * ASYNC_STEP,   /* lse and delta of the staged queries */
   ASYNC_PAIRS = 32, ASYNC_PAIR_BYTES = 96,        /* of sequences and heads that are looked up at a time */
@@ -38,6 +38,26 @@ ATTEND_INLINE bool async_bias_staged(const attend_problem *p) {
 #define ASYNC_SHARED_D_BIAS(groups, panels)                                                                            \
   (2 * ASYNC_PANEL * (panels)*ASYNC_STAGES * (64 * (groups) + ASYNC_STEP) + ASYNC_SHARED_BIAS(groups) +                \
    ASYNC_PAIRS * ASYNC_PAIR_BYTES)
+
+/* Rows of a tile; and how many tiles, a block each, keys, queries and dBias have. A bias that is broadcast over queries
+ * or keys is left to tile_backward.cuh. */
+ATTEND_INLINE int64_t async_rows_of(const attend_problem *p) {
+  return 64 * (p->head_dim > 64 || p->v_dim > 64 ? ASYNC_GROUPS_WIDE : ASYNC_GROUPS_NARROW);
+}
+typedef struct async_tiles {
+  int64_t keys, queries, bias;
+} async_tiles;
+ATTEND_INLINE async_tiles async_tiles_of(const attend_problem *p) {
+  const int64_t rows = async_rows_of(p), *shape = p->bias_shape;
+  int64_t q_tiles = (p->q_len + rows - 1) / rows, k_tiles = (p->k_len + rows - 1) / rows;
+  bool bias = attend_has(p, OPERAND_D_BIAS) && shape[2] == p->q_len && shape[3] == p->k_len;
+  async_tiles t = {
+      attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V) ? p->batch * p->kv_heads * k_tiles : 0,
+      attend_has(p, OPERAND_D_Q) ? p->batch * p->heads * q_tiles : 0,
+      bias ? shape[0] * shape[1] * q_tiles * ((p->k_len + ASYNC_STEP - 1) / ASYNC_STEP) : 0,
+  };
+  return t;
+}
 
 /* Of a mask, without what it is broadcast over: sequences, heads, and tiles of 64 queries and keys. */
 typedef struct async_mask_shape {

@@ -75,6 +75,8 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(tile_backward_bias_wide_##type), FAKE_NAMED(tile_backward_sink_##type),                               \
       FAKE_NAMED(tile_backward_sm90_keys_narrow_##type), FAKE_NAMED(tile_backward_sm90_keys_wide_##type),              \
       FAKE_NAMED(tile_backward_sm90_queries_narrow_##type), FAKE_NAMED(tile_backward_sm90_queries_wide_##type),        \
-      FAKES_SM90_OPTIONS(options, type), FAKES_SM90_OPTIONS(general, type), FAKE_NAMED(tile_backward_sm90_mask_##type)
+      FAKES_SM90_OPTIONS(options, type), FAKES_SM90_OPTIONS(general, type),                                            \
+      FAKE_NAMED(tile_backward_sm90_mask_##type), FAKE_NAMED(tile_backward_sm90_again_narrow_##type),                  \
+      FAKE_NAMED(tile_backward_sm90_again_wide_##type)
 
 #endif
