@@ -104,8 +104,8 @@ WORD void decode_copy(decode_unit &u, const attend_matrix &m, int64_t page_strid
     UNROLLED_BY_1
     for (int r = lane / words; r < DECODE_KEYS; r += rows) {
       uint32_t page = word_shuffle(place.page, r), row = word_shuffle(place.row, r);
-      word_copy_async(&u.word[r * words + (x ^ r % 8)], m.data + 2 * (page * page_stride + row * m.row) + 16 * x,
-                      r < left);
+      word_copy_async_once(&u.word[r * words + (x ^ r % 8)], m.data + 2 * (page * page_stride + row * m.row) + 16 * x,
+                           r < left);
     }
   } else {
     const char *from = m.data + 2 * (place.page * page_stride + (place.row + lane / words) * m.row) + 16 * x;
@@ -114,7 +114,7 @@ WORD void decode_copy(decode_unit &u, const attend_matrix &m, int64_t page_strid
     UNROLLED
     for (int i = 0; i < DECODE_KEYS; i += rows, from += stride) {
       int r = i + lane / words;
-      word_copy_async(&u.word[r * words + (x ^ r % 8)], from, i < left);
+      word_copy_async_once(&u.word[r * words + (x ^ r % 8)], from, i < left);
     }
   }
   word_copy_commit();

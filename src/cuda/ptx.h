@@ -167,6 +167,16 @@ WORD void word_copy_async(void *shared, const void *global, bool valid) {
                : "memory");
 #endif
 }
+/* The same for data that is read once: first to leave L2. */
+WORD void word_copy_async_once(void *shared, const void *global, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("{\n .reg .b64 first;\n createpolicy.fractional.L2::evict_first.b64 first, 1.0;\n"
+               " cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, first;\n}" ::"r"(
+                   (uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+#endif
+}
 WORD void word_copy_commit(void) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -349,6 +359,17 @@ WORD void word_store_once_f32(float *p, float x) {
 }
 WORD void word_store_once(void *p, uint4 x) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+/* What a later kernel reads: last to leave L2. */
+WORD void word_store_kept(float *p, float x) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("{\n .reg .b64 last;\n createpolicy.fractional.L2::evict_last.b64 last, 1.0;\n"
+               " st.global.L2::cache_hint.f32 [%0], %1, last;\n}" ::"l"(p),
+               "f"(x)
+               : "memory");
+#else
+  *p = x;
+#endif
 }
 
 #else

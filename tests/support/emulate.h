@@ -171,6 +171,7 @@ WORD void word_copy_async(void *shared, const void *global, bool valid) {
   else
     memset(shared, 0, 16);
 }
+WORD void word_copy_async_once(void *shared, const void *global, bool valid) { word_copy_async(shared, global, valid); }
 WORD void word_copy_commit(void) {}
 #define word_copy_wait(groups) ((void)(groups))
 WORD uint4 word_load(const void *p) {
@@ -185,6 +186,7 @@ WORD uint4 word_load_once(const void *p) { return word_load(p); }
 WORD uint4 word_load_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD uint4 word_load_once_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD void word_store_once_f32(float *p, float x) { *p = x; }
+WORD void word_store_kept(float *p, float x) { *p = x; }
 WORD void word_store_once(void *p, uint4 x) { memcpy(p, &x, 16); }
 
 #endif
