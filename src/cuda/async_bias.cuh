@@ -183,7 +183,7 @@ WORD bool async_gradient_bias(const cuda_call &call, char *memory, const async_k
       step.lse = here.lse, step.delta = here.delta, step.seen = here.seen;
       word_products_wait(1);
       async_done(c, 8);
-      async_probs_options(c, d, step, terms, p, s, kind.options, true, false);
+      async_probs_options(c, d, NULL, step, terms, p, s, kind.options, true, false);
       word_products_wait(0);
       async_done(d, 8);
       async_d_scores_options(d, c, step, terms, kind.options, false);

@@ -132,13 +132,29 @@ WORD void async_d_probs(float d[8][4], const async_step &step, const async_terms
     d[n][e] = word_multiply_add(-async_of(step.delta, n, e, owns_keys), terms.unscaled, d[n][e]);
 }
 
-/* c: dot products of Q and K; they become P. With softcap, d is awaited and becomes what P multiplies in dS (`capped`:
- * as the bias meets it); without, its products may still run. What is not seen has P = 0; what the bias hides comes out
- * as 0 or NaN. */
-WORD void async_probs_options(float c[8][4], float d[8][4], const async_step &step, const async_terms &terms,
-                              const attend_problem &p, const attend_slice &s, const async_options options,
-                              const bool capped, const bool owns_keys) {
-  const uint32_t all = 0xFFFFFFFFu;
+/* c: scores less lse; they become P, which is 0 where not seen (if `masked`). a: where the thread owns keys, P as
+ * operand without what dropout drops. One piece for each case, without branches: so exponentials, the slowest, run
+ * beside the rest. */
+WORD void async_exp(float c[8][4], uint32_t a[4][4], uint32_t seen, uint32_t kept, const bool masked, const bool drops,
+                    const bool owns_keys) {
+  float p[8][4];
+  UNROLLED
+  for (int n = 0; n < 8; n++) UNROLLED
+  for (int e = 0; e < 4; e++) {
+    int bit = 4 * n + e;
+    if (masked && !(seen >> bit & 1)) c[n][e] = -INFINITY;
+    c[n][e] = word_exp2(c[n][e]);
+    p[n][e] = !drops || kept >> bit & 1 ? c[n][e] : 0;
+  }
+  if (owns_keys) async_operand(a, p);
+}
+
+/* c: dot products of Q and K; they become P, and a as async_exp has it. With softcap, d is awaited and becomes what P
+ * multiplies in dS (`capped`: as the bias meets it); without, its products may still run. What is not seen has P = 0;
+ * what the bias hides comes out as 0 or NaN. */
+WORD void async_probs_options(float c[8][4], float d[8][4], uint32_t a[4][4], const async_step &step,
+                              const async_terms &terms, const attend_problem &p, const attend_slice &s,
+                              const async_options options, const bool capped, const bool owns_keys) {
   uint32_t seen = step.seen;
   bool full = window_full(step.window, 0, ASYNC_STEP, 16);
   if (options == ASYNC_ALL && terms.cap > 0) {
@@ -182,15 +198,15 @@ WORD void async_probs_options(float c[8][4], float d[8][4], const async_step &st
       gradient_add_bias(c + n, 2, seen >> 4 * n & 0xFF, full, p, s, i, j, owns_keys);
     }
   }
-  if (seen != all) {
-    UNROLLED
-    for (int n = 0; n < 8; n++) UNROLLED
-    for (int e = 0; e < 4; e++)
-      if (!(seen >> (4 * n + e) & 1)) c[n][e] = -INFINITY;
-  }
-  UNROLLED
-  for (int n = 0; n < 8; n++) UNROLLED
-  for (int e = 0; e < 4; e++) c[n][e] = word_exp2(c[n][e]);
+  if (s.mask.data || !full) {
+    if (terms.drops)
+      async_exp(c, a, seen, step.kept, true, true, owns_keys);
+    else
+      async_exp(c, a, seen, step.kept, true, false, owns_keys);
+  } else if (terms.drops)
+    async_exp(c, a, seen, step.kept, false, true, owns_keys);
+  else
+    async_exp(c, a, seen, step.kept, false, false, owns_keys);
 }
 
 /* d becomes dS, over the scale of dropout. */
@@ -200,19 +216,6 @@ WORD void async_d_scores_options(float d[8][4], const float c[8][4], const async
   UNROLLED
   for (int n = 0; n < 8; n++) UNROLLED
   for (int e = 0; e < 4; e++) d[n][e] *= c[n][e];
-}
-
-/* P without what dropout drops, as operand A. */
-WORD void async_kept_operand(uint32_t a[4][4], const float c[8][4], const async_step &step, const async_terms &terms) {
-  if (!terms.drops) {
-    async_operand(a, c);
-    return;
-  }
-  float kept[8][4];
-  UNROLLED
-  for (int n = 0; n < 8; n++) UNROLLED
-  for (int e = 0; e < 4; e++) kept[n][e] = step.kept >> (4 * n + e) & 1 ? c[n][e] : 0;
-  async_operand(a, kept);
 }
 
 #endif

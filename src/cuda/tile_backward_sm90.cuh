@@ -117,8 +117,7 @@ WORD bool async_gradient_keys(const cuda_call &call, char *memory, const async_k
         if (p.dropout_threshold)
           step.kept = ((const uint32_t *)(const void *)(kept + 256 * kind.groups * stage))[threadIdx.x];
         async_done(c, 8);
-        async_probs_options(c, d, step, terms, p, s, kind.options, false, true);
-        async_kept_operand(a_p, c, step, terms);
+        async_probs_options(c, d, a_p, step, terms, p, s, kind.options, false, true);
         async_product(d_v, a_p, stage_d_out, panels);
         word_products_wait(1);
         async_done(d, 8);
@@ -241,7 +240,7 @@ WORD bool async_gradient_queries(const cuda_call &call, char *memory, const asyn
         step.bias = bias_staged ? bias_tiles + bias_bytes * stage + 8192 * group : NULL;
         step.bias_own = 16 * ((int)(threadIdx.x >> 5) & 3);
         async_done(c, 8);
-        async_probs_options(c, d, step, terms, p, s, kind.options, false, false);
+        async_probs_options(c, d, NULL, step, terms, p, s, kind.options, false, false);
         word_products_wait(0);
         async_done(d, 8);
         async_d_scores_options(d, c, step, terms, kind.options, false);
