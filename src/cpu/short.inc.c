@@ -13,6 +13,9 @@
 
 enum { SHORT_MAX = 32, SHORT_ROWS = LANES / 2, SHORT_WIDE = 2, SHORT_PAIRS = 64 };
 
+/* Rows of a product's tile: as many as leave a register for a factor, of 32 or of 16. */
+enum { SHORT_TALL = LANES * sizeof(real) >= 64 ? 8 : 6 };
+
 /* Several (sequence, head) pairs go through each step together, so that the latency at the end of a step (a tree of
  * additions, an exponential) is hidden by the next pair: at most so many, and as many as have so many scores. */
 enum { SHORT_BATCH = 8, SHORT_SCORES = 512 };
@@ -80,7 +83,7 @@ static inline void short_ahead_rows(short_ahead *a, int count) {
 /* Tiles of one pair, at each of which rows are asked for: `scores` and `values` products of either kind. */
 static int short_tiles(const attend_problem *p, const attend_slice *s, int scores, int values) {
   int64_t q = (s->q_len + SHORT_ROWS - 1) / SHORT_ROWS, wide = (p->v_dim + 2 * LANES - 1) / (2 * LANES);
-  return (int)(scores * q * ((s->k_len + 1) / 2) + values * q * wide);
+  return (int)(scores * q * ((s->k_len + 1) / 2) + values * ((s->q_len + SHORT_TALL - 1) / SHORT_TALL) * wide);
 }
 
 /* ---- Rows as reals ---- */
@@ -402,13 +405,14 @@ static void short_careful_row(const short_product *t, int r, attend_type type) {
 }
 
 WORD void short_product_as(const short_product *t, bool along, attend_type type) {
-  for (int r = 0; r < t->rows; r += SHORT_ROWS) {
-    int n = t->rows - r < SHORT_ROWS ? t->rows - r : SHORT_ROWS;
+  for (int r = 0, n; r < t->rows; r += n) {
+    int tiles = (t->rows - r + SHORT_TALL - 1) / SHORT_TALL;
     int64_t c = 0;
+    n = (t->rows - r + tiles - 1) / tiles;
 #define TILES(n)                                                                                                       \
   case n:                                                                                                              \
-    for (; n <= SHORT_ROWS && c + 2 * LANES <= t->columns; c += 2 * LANES)                                             \
-      short_product_tile(t, r, n <= SHORT_ROWS ? n : 1, c, 2, along, type);                                            \
+    for (; n <= SHORT_TALL && c + 2 * LANES <= t->columns; c += 2 * LANES)                                             \
+      short_product_tile(t, r, n <= SHORT_TALL ? n : 1, c, 2, along, type);                                            \
     break;
     switch (n) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) }
 #undef TILES
