@@ -2,7 +2,8 @@
 /* The efficient back-end beside the loops that a C program writes when it has no library: one query after another, a
  * dot product a key, softmax, one addition a key, as llm.c's attention_forward and attention_backward do (causal, f32,
  * [B,N,3,H,D] memory, probabilities kept for backward; threads over batch, heads and queries). Compiled as that project
- * compiles, with -Ofast -march=native -fopenmp. Prints the ratio of times, both taken by turns in one run.
+ * compiles, with -Ofast -march=native -fopenmp. Prints the ratio of times, both taken by turns in one run, each after a
+ * pause: OpenMP's threads spin for milliseconds after their work, on the cores that the other side is about to use.
  *
  *   make && make -C bench plain */
 #include "attend.h"
@@ -127,6 +128,8 @@ static double seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static void pause_between(void) { nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL); }
+
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
@@ -153,12 +156,15 @@ static void compare(int b, int h, int n, int d, int threads) {
     const int calls =
         rows * n * d < 1000000 ? (int)(1000000 / (rows * n * d)) : 1; /* a turn takes long enough to time */
     for (int turn = -1; turn < TURNS; turn++) {
+      pause_between();
       double start = seconds();
       for (int c = 0; c < calls; c++) (backward ? loops_backward : loops_forward)(&p);
-      double middle = seconds();
+      double between = seconds();
+      pause_between();
+      double again = seconds();
       for (int c = 0; c < calls; c++)
         must((backward ? attend_backward : attend_forward)(x.plan, &x.args, x.workspace, x.bytes, NULL));
-      if (turn >= 0) loops[turn] = (middle - start) / calls, ours[turn] = (seconds() - middle) / calls;
+      if (turn >= 0) loops[turn] = (between - start) / calls, ours[turn] = (seconds() - again) / calls;
     }
     qsort(loops, TURNS, sizeof *loops, by_value);
     qsort(ours, TURNS, sizeof *ours, by_value);
