@@ -24,11 +24,20 @@ typedef struct decode_shape {
  * -inf times it NaN. */
 #define CALL_LEAST_SCALE 1e-30
 
+/* The items of work of forward in tiles on sm_90, `blocks` for every pair of sequence and head, and how the grid's
+ * blocks share them: in `turns`, at each of which one takes an item, or (twins) two. */
+typedef struct tile_items {
+  uint64_t turns;
+  uint32_t blocks, chunk; /* chunk: pairs whose longest items come first, together */
+  bool twins;
+} tile_items;
+
 typedef struct cuda_call {
   attend_problem problem;
   attend_operands operands;
   void *workspace; /* efficient backward: delta, reals [batch][heads][q_len]; decode: the parts of split sequences */
   decode_shape decode;
+  tile_items tiles;
 } cuda_call;
 
 #endif

@@ -112,7 +112,7 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
                         .plain = !p->ragged_k && !p->paged && !attend_has(p, OPERAND_KV_LEN),
                         .k = source(p, o, OPERAND_K),
                         .v = source(p, o, OPERAND_V)};
-  cuda_call call = {*p, *o, workspace, shape};
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace, .decode = shape};
   void *const *entries = choice->state;
   int entry = (decode_rows(p) == 8 ? NARROW_8 : NARROW_16) + (widest(p) > 64) +
               (is_general(p) ? GENERAL

@@ -78,7 +78,7 @@ static void launch(launcher *l, entry_id entry, int64_t blocks) {
 static attend_status run_forward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                                  const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace, {0}};
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
   bool returns = attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES);
   if (attend_has(p, OPERAND_PROBS) && !attend_has(p, OPERAND_LSE)) {
     int64_t row_count = p->ragged_q ? p->q_total : p->q_len;
@@ -100,7 +100,7 @@ static attend_status run_forward(const attend_problem *p, const attend_choice *c
 static attend_status run_backward(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                                   const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace, {0}};
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
   /* Without query heads the gradients of K, V and a broadcast bias are 0, as without queries; kernels divide by the
    * heads of a group. */
   if (!p->heads) call.problem.heads = p->kv_heads, call.problem.q_len = 0;

@@ -51,6 +51,8 @@ WORD float word_max(float a, float b) { return fmaxf(a, b); }
 WORD uint32_t word_shuffle(uint32_t x, int lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
 WORD uint32_t word_shuffle_xor(uint32_t x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
 WORD float word_shuffle_xor_f32(float x, int lanes) { return __shfl_xor_sync(0xFFFFFFFFu, x, lanes); }
+/* What is the same in all lanes, as a number that the compiler knows to be the same. */
+WORD int word_uniform(int x) { return __shfl_sync(0xFFFFFFFFu, x, 0); }
 WORD bool word_any(bool x) { return __any_sync(0xFFFFFFFFu, x); }
 WORD uint32_t word_ballot(bool x) { return __ballot_sync(0xFFFFFFFFu, x); }
 /* Wait until the kernel before this one in the stream is done and what it wrote can be seen; let the next one's blocks
@@ -258,6 +260,9 @@ WORD word_tile word_tile_at(const void *shared, uint32_t panel) {
   return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(panel >> 4) << 16 |
          ((uint32_t)__cvta_generic_to_shared(shared) >> 4 & 0x3FFF);
 }
+
+/* The matrix that begins so many bytes after: no sum leaves the field, since shared memory ends before. */
+WORD word_tile word_tile_step(word_tile x, uint32_t bytes) { return x + (bytes >> 4); }
 
 /* C[64,N] (+)= A[64,16] B, of which each warp has 16 rows of C as for mma m16n8k16. dots: A's rows x B's rows, from
  * shared memory; C is overwritten where !add. values: A from registers, arranged as for mma; B[16,N] row by row. */

@@ -98,7 +98,7 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace, {0}};
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
   void *const *entries = choice->state;
   bool forward = p->direction == ATTEND_FORWARD, general = is_general(p);
   int size = choice->tile_q == 8 ? 0 : choice->tile_q == 16 ? 1 : 2;

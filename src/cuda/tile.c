@@ -13,6 +13,8 @@ enum {
   OLDEST_CAPABILITY = 80,
   ROW_BYTES = 16,
   MOST_COLUMNS = 128,
+  CHUNK_BYTES = 16 << 20, /* of keys and values */
+  SHORT_QUERIES = 2 * 64 * SM90_NARROW_GROUPS,
   MOST_SOFTCAP = 128 /* tanh is a difference of two numbers near 1, which leaves scores an error of softcap 2^-21 */
 };
 
@@ -38,10 +40,10 @@ static bool is_general(const attend_problem *p) {
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
 static int64_t blocks_of(const attend_problem *p, int64_t queries) { return (p->q_len + queries - 1) / queries; }
 
-/* So few queries that a block of the kernel for 9.0 is not paid back: at 8x32x512x64 it takes 74 us instead of 71. Not
+/* So few queries that a block of the kernel for 9.0 is not paid back: at 8x32x256x64 it takes 26 us instead of 25. Not
  * where sequences have lengths of their own: there q_len is not theirs. */
 static bool is_short_for_sm90(const attend_problem *p) {
-  return !is_wide(p) && !attend_lengths_vary(p) && p->q_len < 1024;
+  return !is_wide(p) && !attend_lengths_vary(p) && p->q_len < SHORT_QUERIES;
 }
 
 static const char *refusal(const attend_problem *p) {
@@ -88,7 +90,7 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace, {0}};
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
   void *const *entries = choice->state;
   int entry = (is_wide(p) ? WIDE : NARROW) + (is_general(p) ? GENERAL : 0);
   cuda_scope scope;
@@ -127,17 +129,42 @@ static bool sm90_plan(const attend_kernel_row *row, const attend_problem *p, att
   return true;
 }
 
+/* How blocks share the items of work. Where all take as long, a block for each multiprocessor goes through them, and
+ * begins with the next while the last ends; so too where two by two they take as long, unless the last turn would be
+ * nearly empty. Else there is a block for each, which the GPU starts where there is room: the longest first, of as many
+ * pairs as have their keys in half of L2. Returns the blocks of the grid. */
+static int64_t sm90_items(const attend_problem *p, tile_items *tiles) {
+  int64_t pairs = p->batch * p->heads, multiprocessors = cuda_multiprocessors(p->device.id);
+  int64_t blocks = blocks_of(p, sm90_entries[is_wide(p)].queries), items = pairs * blocks;
+  bool alike = !p->causal && p->window_left < 0 && p->window_right < 0;
+  *tiles = (tile_items){.turns = (uint64_t)items, .blocks = (uint32_t)blocks, .chunk = 1};
+  if (attend_lengths_vary(p)) return items;
+  if (!alike) {
+    int64_t twins = (pairs + 1) / 2 * blocks, rounds = (twins + multiprocessors - 1) / multiprocessors;
+    if (10 * rounds * multiprocessors > 11 * twins) {
+      int64_t chunk = CHUNK_BYTES / (2 * p->k_len * (p->head_dim + p->v_dim) + 1) + 1;
+      tiles->chunk = (uint32_t)(chunk < pairs ? chunk : pairs);
+      return items;
+    }
+    tiles->twins = true, tiles->turns = (uint64_t)twins;
+  }
+  int64_t turns = (int64_t)tiles->turns, most = SM90_MOST_ITEMS / (tiles->twins ? 2 : 1);
+  int64_t least = (turns + most - 1) / most, grid = multiprocessors > least ? multiprocessors : least;
+  return grid < turns ? grid : turns;
+}
+
 static attend_status sm90_run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                               const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  cuda_call call = {*p, *o, workspace, {0}};
+  cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
   void *const *entries = choice->state;
   int entry = is_wide(p) ? WIDE : NARROW;
+  int64_t grid = sm90_items(p, &call.tiles);
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
   if (!status)
-    status = cuda_launch_shared(entries[entry], p->batch * p->heads * blocks_of(p, sm90_entries[entry].queries),
-                                sm90_entries[entry].threads, sm90_entries[entry].shared, &call, stream);
+    status = cuda_launch_shared(entries[entry], grid, sm90_entries[entry].threads, sm90_entries[entry].shared, &call,
+                                stream);
   cuda_leave(&scope);
   return status;
 }

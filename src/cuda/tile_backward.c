@@ -231,7 +231,7 @@ static void sm90_launch_owners(launcher *l) {
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                          const attend_services *services, void *workspace, void *stream) {
   (void)services;
-  const cuda_call call = {*p, *o, workspace, {0}};
+  const cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
   void *const *entries = kernels[p->type];
   bool sm90 = choice->state != entries;
   cuda_scope scope;

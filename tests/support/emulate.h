@@ -85,6 +85,7 @@ WORD float word_multiply_add(float a, float b, float c) { return fmaf(a, b, c); 
 WORD float word_log2(float x) { return log2f(x); }
 WORD float word_reciprocal(float x) { return 1 / x; }
 WORD uint32_t word_shuffle(uint32_t x, int lane) { return emulate_from<uint32_t>(emulate_exchange(&x, 4), lane); }
+WORD int word_uniform(int x) { return (int)word_shuffle((uint32_t)x, 0); }
 WORD uint32_t word_shuffle_xor(uint32_t x, int lanes) { return word_shuffle(x, emulate_lane() ^ lanes); }
 WORD float word_shuffle_xor_f32(float x, int lanes) {
   return word_f32_from_bits(word_shuffle_xor(word_bits_from_f32(x), lanes));
@@ -145,6 +146,7 @@ struct word_tile {
   uint32_t panel;
 };
 WORD word_tile word_tile_at(const void *shared, uint32_t panel) { return {(const char *)shared, panel}; }
+WORD word_tile word_tile_step(word_tile x, uint32_t bytes) { return {x.data + bytes, x.panel}; }
 void emulate_dots(float (*c)[4], int columns, word_tile a, word_tile b, bool add, bool bf16);
 void emulate_values(float (*c)[4], int columns, const uint32_t a[4], word_tile b, bool bf16);
 #define PRODUCTS(type, columns)                                                                                        \
