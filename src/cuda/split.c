@@ -33,14 +33,21 @@ static const char *const entry_names[ENTRY_COUNT] = {
 
 static void *kernels[ENTRY_COUNT];
 
-static unsigned shared_of(entry_id entry) {
-  static const unsigned forward[] = {SPLIT_SHARED(64, 1, SPLIT_FORWARD_STAGE),
-                                     SPLIT_SHARED(128, 1, SPLIT_FORWARD_STAGE)};
-  static const unsigned backward[] = {SPLIT_SHARED(64, 2, SPLIT_BACKWARD_STAGE),
-                                      SPLIT_SHARED(128, 2, SPLIT_BACKWARD_STAGE)};
-  return entry >= DELTA ? 0 : entry >= KEYS ? backward[entry % GENERAL] : forward[entry % GENERAL];
+static int warps_of(int entry) {
+  return entry >= KEYS && entry < BIAS && entry % GENERAL == WIDE ? SPLIT_WIDE_WARPS : SPLIT_WARPS;
+}
+static unsigned shared_of(int entry, int capability) {
+  bool wide = entry % GENERAL == WIDE;
+  if (entry >= DELTA) return 0;
+  if (entry >= BIAS) return wide ? SPLIT_SHARED(128, SPLIT_WARPS, 2, 16) : SPLIT_SHARED(64, SPLIT_WARPS, 2, 32);
+  if (entry >= KEYS) {
+    unsigned rows = capability == 80 ? SPLIT_WIDE_ROWS_80 : SPLIT_WIDE_ROWS;
+    return wide ? SPLIT_SHARED(128, SPLIT_WIDE_WARPS, 2, rows) : SPLIT_SHARED(64, SPLIT_WARPS, 2, 32);
+  }
+  return wide ? SPLIT_SHARED(128, SPLIT_WARPS, 1, 32) : SPLIT_SHARED(64, SPLIT_WARPS, 1, 64);
 }
 
+static int64_t rows_of(int entry) { return 16 * warps_of(entry); }
 static bool is_wide(const attend_problem *p) { return p->head_dim > 64 || p->v_dim > 64; }
 static int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
@@ -71,7 +78,7 @@ static const char *refusal(const attend_problem *p) {
   if (p->q_len < 1 || p->k_len < 1 || p->batch < 1 || p->heads < 1) return "no elements";
   int64_t longest = p->q_len > p->k_len ? p->q_len : p->k_len;
   if (longest > 1 << 29) return "more than 2^29 queries or keys";
-  return tiles_of(longest, SPLIT_ROWS) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
+  return tiles_of(longest, 16 * SPLIT_WARPS) > INT32_MAX / p->heads / p->batch ? "more than 2^31 blocks" : NULL;
 }
 
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
@@ -85,14 +92,15 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
     return false;
   }
   attend_status status = cuda_load(id, "split", TYPE_F32, entry_names, ENTRY_COUNT, kernels);
-  for (int i = 0; i < DELTA && !status; i++) status = cuda_allow_shared(id, kernels[i], shared_of((entry_id)i));
+  for (int i = 0; i < DELTA && !status; i++)
+    status = cuda_allow_shared(id, kernels[i], shared_of(i, cuda_capability(id)));
   if (status) {
     snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
     return false;
   }
   bool backward = row->direction == ATTEND_BACKWARD;
-  choice->tile_q = SPLIT_ROWS;
-  choice->tile_k = backward ? SPLIT_ROWS : is_wide(p) ? 32 : 64;
+  choice->tile_q = rows_of(backward ? KEYS + is_wide(p) : FORWARD);
+  choice->tile_k = backward ? choice->tile_q : is_wide(p) ? 32 : 64;
   choice->alignment = ROW_BYTES;
   if (backward) /* lse and delta */
     choice->workspace_bytes =
@@ -105,12 +113,15 @@ static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_c
 typedef struct launcher {
   const cuda_call *call;
   void *stream;
+  int capability;
   attend_status status;
 } launcher;
 
-static void launch(launcher *l, int entry, int64_t blocks, unsigned threads) {
+static void launch(launcher *l, int entry, int64_t blocks) {
+  unsigned threads = entry == SINK ? GRADIENT_SINK_THREADS : 32 * (unsigned)warps_of(entry);
   if (!l->status)
-    l->status = cuda_launch_shared(kernels[entry], blocks, threads, shared_of((entry_id)entry), l->call, l->stream);
+    l->status =
+        cuda_launch_shared(kernels[entry], blocks, threads, shared_of(entry, l->capability), l->call, l->stream);
 }
 
 static attend_status run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
@@ -118,21 +129,23 @@ static attend_status run(const attend_problem *p, const attend_choice *choice, c
   (void)services, (void)choice;
   cuda_call call = {.problem = *p, .operands = *o, .workspace = workspace};
   cuda_scope scope;
-  launcher l = {&call, stream, cuda_enter(p->device.id, &scope)};
+  launcher l = {&call, stream, cuda_capability(p->device.id), cuda_enter(p->device.id, &scope)};
   int variant = (is_wide(p) ? WIDE : NARROW) + (is_general(p) ? GENERAL : 0);
-  int64_t pairs = p->batch * p->heads, q_blocks = pairs * tiles_of(p->q_len, SPLIT_ROWS);
+  int64_t pairs = p->batch * p->heads;
   if (p->direction == ATTEND_FORWARD)
-    launch(&l, FORWARD + variant, q_blocks, SPLIT_THREADS);
+    launch(&l, FORWARD + variant, pairs * tiles_of(p->q_len, rows_of(FORWARD + variant)));
   else {
     const int64_t *shape = p->bias_shape;
-    launch(&l, DELTA, pairs * tiles_of(p->q_len, GRADIENT_PAD), SPLIT_THREADS);
+    launch(&l, DELTA, pairs * tiles_of(p->q_len, GRADIENT_PAD));
     if (attend_has(p, OPERAND_D_K) || attend_has(p, OPERAND_D_V))
-      launch(&l, KEYS + variant, p->batch * p->kv_heads * tiles_of(p->k_len, SPLIT_ROWS), SPLIT_THREADS);
-    if (attend_has(p, OPERAND_D_Q)) launch(&l, QUERIES + variant, q_blocks, SPLIT_THREADS);
-    if (attend_has(p, OPERAND_D_BIAS))
-      launch(&l, BIAS + is_wide(p), shape[0] * shape[1] * tiles_of(shape[2], SPLIT_ROWS) * tiles_of(shape[3], 64),
-             SPLIT_THREADS);
-    if (attend_has(p, OPERAND_D_SINK)) launch(&l, SINK, p->heads, GRADIENT_SINK_THREADS);
+      launch(&l, KEYS + variant, p->batch * p->kv_heads * tiles_of(p->k_len, rows_of(KEYS + variant)));
+    if (attend_has(p, OPERAND_D_Q))
+      launch(&l, QUERIES + variant, pairs * tiles_of(p->q_len, rows_of(QUERIES + variant)));
+    if (attend_has(p, OPERAND_D_BIAS)) {
+      int entry = BIAS + is_wide(p);
+      launch(&l, entry, shape[0] * shape[1] * tiles_of(shape[2], rows_of(entry)) * tiles_of(shape[3], 64));
+    }
+    if (attend_has(p, OPERAND_D_SINK)) launch(&l, SINK, p->heads);
   }
   cuda_leave(&scope);
   return l.status;

@@ -17,6 +17,13 @@
 #include "gradient_scores.cuh"
 #include "split.h"
 
+/* What an entry point fixes: columns, warps, rows of a stage, whether all options are there, and whether hidden
+ * elements that are NaN or Inf are kept apart. */
+struct split_kind {
+  int columns, warps, rows;
+  bool general, careful;
+};
+
 struct alignas(16) split_four {
   float at[4];
 };
@@ -29,8 +36,8 @@ WORD int split_word(int row, int word, const int columns) {
 
 /* Start copying `rows` rows from `first` on; what is beyond `end` or `width` becomes 0. By all threads of the block. */
 WORD void split_copy(float *tile, const int rows, const attend_matrix &m, int64_t first, int64_t end, int64_t width,
-                     const int columns) {
-  const int words = columns / 4, step = SPLIT_THREADS / words;
+                     const split_kind kind) {
+  const int columns = kind.columns, words = columns / 4, step = 32 * kind.warps / words;
   int word = (int)threadIdx.x % words, row = (int)threadIdx.x / words;
   const char *from = m.data + 4 * ((first + row) * m.row + 4 * word);
   int64_t left = end - first;
@@ -207,21 +214,14 @@ WORD void split_put(const attend_matrix &to, const split_sum &sum, const float f
 
 /* ---- Memory of a block ------------------------------------------------------------------------------------------- */
 
-/* What an entry point fixes: columns, rows of a stage, whether all options are there, and whether hidden elements that
- * are NaN or Inf are kept apart. */
-struct split_kind {
-  int columns, rows;
-  bool general, careful;
-};
-
 struct split_memory {
   float *own[2], *stages, *values; /* values: [stage][lse, delta][row of the stage] */
   uint32_t *bits;                  /* [stage][mask, kept] */
 };
 WORD split_memory split_memory_of(char *memory, const int matrices, const split_kind kind) {
   split_memory m;
-  m.own[0] = (float *)(void *)memory, m.own[1] = m.own[0] + SPLIT_ROWS * kind.columns;
-  m.stages = m.own[0] + matrices * SPLIT_ROWS * kind.columns;
+  m.own[0] = (float *)(void *)memory, m.own[1] = m.own[0] + 16 * kind.warps * kind.columns;
+  m.stages = m.own[0] + matrices * 16 * kind.warps * kind.columns;
   m.values = m.stages + 4 * kind.rows * kind.columns;
   m.bits = (uint32_t *)(void *)(m.values + 4 * SPLIT_VALUES);
   return m;

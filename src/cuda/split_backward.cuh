@@ -17,7 +17,7 @@ WORD void split_delta(const cuda_call &call) {
   attend_slice s = slice_make(p, call.operands, pair / p.heads, pair % p.heads, key_rows);
   float *lse = gradient_values(call, s.b, s.h), *delta = lse + gradient_delta_at(p);
   int unit = (int)threadIdx.x & 7;
-  for (int row = (int)threadIdx.x >> 3; row < GRADIENT_PAD; row += SPLIT_THREADS / 8) {
+  for (int row = (int)threadIdx.x >> 3; row < GRADIENT_PAD; row += 32 * SPLIT_WARPS / 8) {
     int64_t i = q0 + row;
     bool exists = i < s.q_len;
     float sum = 0;
@@ -82,8 +82,8 @@ WORD void split_stage_queries(const split_memory &m, int stage, const cuda_call 
   const attend_problem &p = call.problem;
   const int units = kind.rows / 4;
   int which = (int)threadIdx.x / units, unit = (int)threadIdx.x % units;
-  split_copy(split_stage(m, stage, 0, kind), kind.rows, s.q, q0, s.q_len, p.head_dim, kind.columns);
-  split_copy(split_stage(m, stage, 1, kind), kind.rows, s.d_out, q0, s.q_len, p.v_dim, kind.columns);
+  split_copy(split_stage(m, stage, 0, kind), kind.rows, s.q, q0, s.q_len, p.head_dim, kind);
+  split_copy(split_stage(m, stage, 1, kind), kind.rows, s.d_out, q0, s.q_len, p.v_dim, kind);
   if (which < 2)
     word_copy_async(m.values + (2 * stage + which) * SPLIT_VALUES + 4 * unit,
                     gradient_values(call, s.b, s.h) + (which ? gradient_delta_at(p) : 0) + q0 + 4 * unit, true);
@@ -93,21 +93,21 @@ WORD void split_stage_queries(const split_memory &m, int stage, const cuda_call 
 WORD void split_keys_pass(const cuda_call &call, const attend_slice &own, int k0, const split_memory &m, split_sum &d_k,
                           split_sum &d_v, const split_kind kind) {
   const attend_problem &p = call.problem;
-  const int rows = kind.rows, words = SPLIT_ROWS / 32;
+  const int rows = kind.rows, own_rows = 16 * kind.warps, words = own_rows / 32, threads = 32 * kind.warps;
   int mine = k0 + 16 * (int)(threadIdx.x >> 5), q_len = (int)own.q_len, k_len = (int)own.k_len;
   gradient_band band = band_of(p, own);
   split_clear(d_k, kind.columns);
   split_clear(d_v, kind.columns);
   /* The queries that see any key of the block: from k0 + least to its last key + most. */
-  int begin = k0 + band.least, end = band.most < q_len - k0 - SPLIT_ROWS ? k0 + SPLIT_ROWS + band.most : q_len;
+  int begin = k0 + band.least, end = band.most < q_len - k0 - own_rows ? k0 + own_rows + band.most : q_len;
   begin = begin < 0 ? 0 : begin / rows * rows;
   if (begin >= end || k0 >= k_len) return;
   int steps = (end - begin + rows - 1) / rows, stages = steps * (int)(p.heads / p.kv_heads), q0 = begin;
   attend_slice s = own, next = own;
-  split_copy(m.own[0], SPLIT_ROWS, s.k, k0, k_len, p.head_dim, kind.columns);
-  split_copy(m.own[1], SPLIT_ROWS, s.v, k0, k_len, p.v_dim, kind.columns);
+  split_copy(m.own[0], own_rows, s.k, k0, k_len, p.head_dim, kind);
+  split_copy(m.own[1], own_rows, s.v, k0, k_len, p.v_dim, kind);
   split_stage_queries(m, 0, call, s, begin, kind);
-  if (kind.general) gradient_prepare(split_bits(m, 0), p, s, begin, rows, k0, words, SPLIT_THREADS);
+  if (kind.general) gradient_prepare(split_bits(m, 0), p, s, begin, rows, k0, words, threads);
   UNROLLED_BY_1
   for (int n = 0, stage = 0; n < stages; n++, stage ^= 1) {
     int next_q0 = q0 + rows;
@@ -130,7 +130,7 @@ WORD void split_keys_pass(const cuda_call &call, const attend_slice &own, int k0
     }
     if (n + 1 < stages) {
       s = next, q0 = next_q0;
-      if (kind.general) gradient_prepare(split_bits(m, stage ^ 1), p, s, q0, rows, k0, words, SPLIT_THREADS);
+      if (kind.general) gradient_prepare(split_bits(m, stage ^ 1), p, s, q0, rows, k0, words, threads);
     }
   }
 }
@@ -139,9 +139,10 @@ WORD void split_keys_pass(const cuda_call &call, const attend_slice &own, int k0
 WORD bool split_backward_keys(const cuda_call &call, const split_kind kind) {
   DYNAMIC_SHARED(memory);
   const attend_problem &p = call.problem;
-  int64_t tiles = (p.k_len + SPLIT_ROWS - 1) / SPLIT_ROWS, key_rows;
+  const int rows = 16 * kind.warps;
+  int64_t tiles = (p.k_len + rows - 1) / rows, key_rows;
   uint32_t pair = blockIdx.x / (uint32_t)tiles;
-  int k0 = (int)(blockIdx.x % (uint32_t)tiles) * SPLIT_ROWS, mine = k0 + 16 * (int)(threadIdx.x >> 5);
+  int k0 = (int)(blockIdx.x % (uint32_t)tiles) * rows, mine = k0 + 16 * (int)(threadIdx.x >> 5);
   attend_slice s =
       slice_make(p, call.operands, pair / p.kv_heads, pair % p.kv_heads * (p.heads / p.kv_heads), key_rows);
   if (k0 >= key_rows) return false;
@@ -171,8 +172,8 @@ WORD void split_load_values(float lse[2], float delta[2], const cuda_call &call,
 
 WORD void split_stage_keys(const split_memory &m, int stage, const attend_problem &p, const attend_slice &s, int k0,
                            const split_kind kind) {
-  split_copy(split_stage(m, stage, 0, kind), kind.rows, s.k, k0, s.k_len, p.head_dim, kind.columns);
-  split_copy(split_stage(m, stage, 1, kind), kind.rows, s.v, k0, s.k_len, p.v_dim, kind.columns);
+  split_copy(split_stage(m, stage, 0, kind), kind.rows, s.k, k0, s.k_len, p.head_dim, kind);
+  split_copy(split_stage(m, stage, 1, kind), kind.rows, s.v, k0, s.k_len, p.v_dim, kind);
   word_copy_commit();
 }
 
@@ -180,25 +181,25 @@ WORD void split_stage_keys(const split_memory &m, int stage, const attend_proble
 WORD void split_prepare_keys(const split_memory &m, const attend_problem &p, const attend_slice &s, int q0, int k0,
                              const split_kind kind) {
   if (kind.general && k0 % 32 == 0)
-    gradient_prepare(split_bits(m, k0 / 32 & 1), p, s, q0, SPLIT_ROWS, k0, 1, SPLIT_THREADS);
+    gradient_prepare(split_bits(m, k0 / 32 & 1), p, s, q0, 16 * kind.warps, k0, 1, 32 * kind.warps);
 }
 
 WORD void split_queries_pass(const cuda_call &call, const attend_slice &s, int q0, const split_memory &m,
                              split_sum &d_q, const split_kind kind) {
   const attend_problem &p = call.problem;
-  const int rows = kind.rows;
+  const int rows = kind.rows, own_rows = 16 * kind.warps;
   int mine = q0 + 16 * (int)(threadIdx.x >> 5), q_len = (int)s.q_len, k_len = (int)s.k_len;
   gradient_band band = band_of(p, s);
   split_clear(d_q, kind.columns);
   /* The keys that any query of the block sees: from q0 - most to its last query - least. */
-  int begin = q0 - band.most, end = q0 + SPLIT_ROWS - band.least;
+  int begin = q0 - band.most, end = q0 + own_rows - band.least;
   begin = begin < 0 ? 0 : begin / 32 * 32;
   if (end > k_len) end = k_len;
   if (begin >= end) return;
   float lse[2], delta[2];
   split_load_values(lse, delta, call, s, mine);
-  split_copy(m.own[0], SPLIT_ROWS, s.q, q0, q_len, p.head_dim, kind.columns);
-  split_copy(m.own[1], SPLIT_ROWS, s.d_out, q0, q_len, p.v_dim, kind.columns);
+  split_copy(m.own[0], own_rows, s.q, q0, q_len, p.head_dim, kind);
+  split_copy(m.own[1], own_rows, s.d_out, q0, q_len, p.v_dim, kind);
   split_stage_keys(m, 0, p, s, begin, kind);
   split_prepare_keys(m, p, s, q0, begin, kind);
   UNROLLED_BY_1
@@ -222,9 +223,10 @@ WORD void split_queries_pass(const cuda_call &call, const attend_slice &s, int q
 WORD bool split_backward_queries(const cuda_call &call, const split_kind kind) {
   DYNAMIC_SHARED(memory);
   const attend_problem &p = call.problem;
-  int64_t tiles = (p.q_len + SPLIT_ROWS - 1) / SPLIT_ROWS, key_rows;
+  const int rows = 16 * kind.warps;
+  int64_t tiles = (p.q_len + rows - 1) / rows, key_rows;
   uint32_t pair = blockIdx.x / (uint32_t)tiles;
-  int q0 = ((int)tiles - 1 - (int)(blockIdx.x % (uint32_t)tiles)) * SPLIT_ROWS; /* the longest first */
+  int q0 = ((int)tiles - 1 - (int)(blockIdx.x % (uint32_t)tiles)) * rows; /* the longest first */
   attend_slice s = slice_make(p, call.operands, pair / p.heads, pair % p.heads, key_rows);
   if (q0 >= s.q_len) return false;
   split_sum d_q;
@@ -250,8 +252,8 @@ WORD void split_bias_tile(const cuda_call &call, const attend_slice &s, int q0, 
   float lse[2], delta[2];
   split_load_values(lse, delta, call, s, mine);
   word_sync_block(); /* until nobody reads an earlier tile */
-  split_copy(m.own[0], SPLIT_ROWS, s.q, q0, q_len, p.head_dim, kind.columns);
-  split_copy(m.own[1], SPLIT_ROWS, s.d_out, q0, q_len, p.v_dim, kind.columns);
+  split_copy(m.own[0], 16 * kind.warps, s.q, q0, q_len, p.head_dim, kind);
+  split_copy(m.own[1], 16 * kind.warps, s.d_out, q0, q_len, p.v_dim, kind);
   UNROLLED
   for (int part = 0; part < 64 / kind.rows; part++) {
     if (part) word_sync_block();
@@ -277,7 +279,7 @@ WORD void split_bias(const cuda_call &call, const split_kind kind) {
   DYNAMIC_SHARED(memory);
   const attend_problem &p = call.problem;
   const attend_layout &l = p.layout[OPERAND_D_BIAS];
-  const int rows = SPLIT_ROWS, columns = 64;
+  const int rows = 16 * kind.warps, columns = 64;
   split_memory m = split_memory_of(memory, 2, kind);
   bool one_row = p.bias_shape[2] == 1, one_column = p.bias_shape[3] == 1;
   int64_t q_tiles = (p.bias_shape[2] + rows - 1) / rows, k_tiles = (p.bias_shape[3] + columns - 1) / columns;
@@ -299,7 +301,7 @@ WORD void split_bias(const cuda_call &call, const split_kind kind) {
   for (int n = 0; n < 8; n++) UNROLLED
   for (int e = 0; e < 4; e++) sums[(first + 8 * (e >> 1)) * columns + 8 * n + 2 * lane_column() + (e & 1)] = sum[n][e];
   word_sync_block();
-  for (int at = (int)threadIdx.x; at < rows * columns; at += SPLIT_THREADS) {
+  for (int at = (int)threadIdx.x; at < rows * columns; at += 32 * kind.warps) {
     int row = at / columns, column = at % columns;
     if (at_q + row >= p.bias_shape[2] || at_k + column >= p.bias_shape[3]) continue;
     float x = 0;

@@ -86,7 +86,7 @@ WORD void split_step(split_rows &state, const split_memory &m, int stage, const 
 /* All keys of a block. */
 WORD void split_keys(split_rows &state, const attend_problem &p, const attend_slice &s, const split_memory &m, int q0,
                      const split_kind kind) {
-  const int words = kind.rows / 32, mine = q0 + 16 * (int)(threadIdx.x >> 5);
+  const int words = kind.rows / 32, own_rows = 16 * kind.warps, mine = q0 + 16 * (int)(threadIdx.x >> 5);
   const int q_len = (int)s.q_len, k_len = (int)s.k_len;
   gradient_band band = band_of(p, s);
   UNROLLED
@@ -96,30 +96,29 @@ WORD void split_keys(split_rows &state, const attend_problem &p, const attend_sl
   }
   split_clear(state.sum, kind.columns);
   /* The keys that any query of the block sees: from q0 - most to its last query - least. */
-  int begin = q0 - band.most, last_query = q0 + SPLIT_ROWS < q_len ? q0 + SPLIT_ROWS : q_len,
-      end = last_query - band.least;
+  int begin = q0 - band.most, last_query = q0 + own_rows < q_len ? q0 + own_rows : q_len, end = last_query - band.least;
   begin = begin < 0 ? 0 : begin / kind.rows * kind.rows;
   if (end > k_len) end = k_len;
   if (begin >= end) return;
-  split_copy(m.own[0], SPLIT_ROWS, s.q, q0, q_len, p.head_dim, kind.columns);
-  split_copy(split_stage(m, 0, 0, kind), kind.rows, s.k, begin, k_len, p.head_dim, kind.columns);
-  split_copy(split_stage(m, 0, 1, kind), kind.rows, s.v, begin, k_len, p.v_dim, kind.columns);
+  split_copy(m.own[0], own_rows, s.q, q0, q_len, p.head_dim, kind);
+  split_copy(split_stage(m, 0, 0, kind), kind.rows, s.k, begin, k_len, p.head_dim, kind);
+  split_copy(split_stage(m, 0, 1, kind), kind.rows, s.v, begin, k_len, p.v_dim, kind);
   word_copy_commit();
-  if (kind.general) gradient_prepare(split_bits(m, 0), p, s, q0, SPLIT_ROWS, begin, words, SPLIT_THREADS);
+  if (kind.general) gradient_prepare(split_bits(m, 0), p, s, q0, own_rows, begin, words, 32 * kind.warps);
   UNROLLED_BY_1
   for (int k0 = begin, stage = 0; k0 < end; k0 += kind.rows, stage ^= 1) {
     int next = k0 + kind.rows;
     word_copy_wait(0);
     word_sync_block(); /* this stage is here, and the last one has been read */
     if (next < end) {
-      split_copy(split_stage(m, stage ^ 1, 0, kind), kind.rows, s.k, next, k_len, p.head_dim, kind.columns);
-      split_copy(split_stage(m, stage ^ 1, 1, kind), kind.rows, s.v, next, k_len, p.v_dim, kind.columns);
+      split_copy(split_stage(m, stage ^ 1, 0, kind), kind.rows, s.k, next, k_len, p.head_dim, kind);
+      split_copy(split_stage(m, stage ^ 1, 1, kind), kind.rows, s.v, next, k_len, p.v_dim, kind);
     }
     word_copy_commit();
     gradient_window w = window_of(band, mine, q_len, k0, k_len, false);
     if (!split_blind(w, 0, kind.rows)) split_step(state, m, stage, w, p, s, mine, k0, kind);
     if (kind.general && next < end)
-      gradient_prepare(split_bits(m, stage ^ 1), p, s, q0, SPLIT_ROWS, next, words, SPLIT_THREADS);
+      gradient_prepare(split_bits(m, stage ^ 1), p, s, q0, own_rows, next, words, 32 * kind.warps);
   }
   word_copy_wait(0);
 }
@@ -128,11 +127,12 @@ WORD void split_keys(split_rows &state, const attend_problem &p, const attend_sl
 WORD bool split_forward(const cuda_call &call, const split_kind kind) {
   DYNAMIC_SHARED(memory);
   const attend_problem &p = call.problem;
-  uint32_t tiles = (uint32_t)((p.q_len + SPLIT_ROWS - 1) / SPLIT_ROWS);
+  const int rows = 16 * kind.warps;
+  uint32_t tiles = (uint32_t)((p.q_len + rows - 1) / rows);
   uint32_t pair = blockIdx.x / tiles, tile = tiles - 1 - blockIdx.x % tiles; /* the longest first */
   int64_t key_rows;
   attend_slice s = slice_make(p, call.operands, pair / (uint32_t)p.heads, pair % (uint32_t)p.heads, key_rows);
-  int q0 = (int)tile * SPLIT_ROWS, mine = q0 + 16 * (int)(threadIdx.x >> 5);
+  int q0 = (int)tile * rows, mine = q0 + 16 * (int)(threadIdx.x >> 5);
   if (q0 >= s.q_len) return false;
   split_rows state;
   if (kind.careful) word_sync_block(); /* until nobody reads what the first try left */
