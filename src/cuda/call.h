@@ -29,8 +29,19 @@ typedef struct decode_shape {
 typedef struct tile_items {
   uint64_t turns;
   uint32_t blocks, chunk; /* chunk: pairs whose longest items come first, together */
-  bool twins;
+  bool twins, mapped;
 } tile_items;
+
+/* What the copy engine has to know of a tensor [batch, heads, rows, columns] of 16-bit elements; the driver makes it.
+ */
+typedef struct tile_map {
+#ifdef __cplusplus
+  alignas(64)
+#else
+  _Alignas(64)
+#endif
+      uint64_t words[16];
+} tile_map;
 
 typedef struct cuda_call {
   attend_problem problem;
@@ -38,6 +49,7 @@ typedef struct cuda_call {
   void *workspace; /* efficient backward: delta, reals [batch][heads][q_len]; decode: the parts of split sequences */
   decode_shape decode;
   tile_items tiles;
+  tile_map q, k, v; /* forward in tiles on sm_90 where tiles.mapped */
 } cuda_call;
 
 #endif

@@ -48,7 +48,8 @@ static void find_driver(void) {
                                       "cuMemcpyHtoD_v2",
                                       "cuMemcpyDtoH_v2",
                                       "cuMemcpyDtoDAsync_v2",
-                                      "cuStreamSynchronize"};
+                                      "cuStreamSynchronize",
+                                      "cuTensorMapEncodeTiled"};
   enum { COUNT = sizeof names / sizeof *names };
   _Static_assert(sizeof driver == COUNT * sizeof(void *), "one name for each entry point, in the order of cuda_driver");
   void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -180,4 +181,11 @@ attend_status cuda_launch_early(int ordinal, void *kernel, int64_t blocks, unsig
                                .attributes = &attribute,
                                .attribute_count = 1};
   return cuda_status(driver.launch_configured(&config, kernel, parameters, NULL), "launching a kernel");
+}
+
+bool cuda_map_tensor(void *map, void *data, const uint64_t sizes[4], const uint64_t strides[3], uint32_t rows) {
+  enum { TYPE_16_BITS = 1, NOT_INTERLEAVED = 0, SWIZZLE_128 = 3, PROMOTION_256 = 3, FILL_ZEROS = 0 };
+  const uint32_t box[4] = {64, rows, 1, 1}, steps[4] = {1, 1, 1, 1};
+  return !driver.tensor_map(map, TYPE_16_BITS, 4, data, sizes, strides, box, steps, NOT_INTERLEAVED, SWIZZLE_128,
+                            PROMOTION_256, FILL_ZEROS);
 }

@@ -53,6 +53,9 @@ typedef struct cuda_driver {
   int (*copy_out)(void *to, uint64_t from, size_t bytes);
   int (*copy)(uint64_t to, uint64_t from, size_t bytes, void *stream);
   int (*stream_synchronize)(void *stream);
+  int (*tensor_map)(void *map, int type, uint32_t rank, void *data, const uint64_t *sizes, const uint64_t *byte_strides,
+                    const uint32_t *box, const uint32_t *element_strides, int interleave, int swizzle, int promotion,
+                    int fill);
 } cuda_driver;
 
 /* The driver, initialised; NULL with the reason if there is none, or it is too old. The answer never changes. */
@@ -101,5 +104,10 @@ attend_status cuda_allow_shared(int ordinal, void *kernel, unsigned bytes);
  * its blocks come to the multiprocessors while the kernel before it in the stream still ends. */
 attend_status cuda_launch_early(int ordinal, void *kernel, int64_t blocks, unsigned threads, const void *arguments,
                                 void *stream);
+
+/* Describe a tensor [sizes[3], .., sizes[0]] of 16-bit elements to the copy engine, which copies boxes of `rows` rows
+ * of 64 columns, a row's words of 16 bytes where word_tile_at wants them, and zeros where the tensor ends. strides:
+ * bytes, of rows, heads and sequences. False where the driver cannot. */
+bool cuda_map_tensor(void *map, void *data, const uint64_t sizes[4], const uint64_t strides[3], uint32_t rows);
 
 #endif

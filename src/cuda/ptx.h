@@ -243,6 +243,26 @@ WORD void word_phase_wait(uint64_t *barrier, uint32_t parity) {
 #endif
 }
 
+/* Arrive, and let the phase last until so many bytes were copied as well. */
+WORD void word_phase_expect(uint64_t *barrier, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"((uint32_t)__cvta_generic_to_shared(barrier)),
+      "r"(bytes)
+      : "memory");
+#endif
+}
+/* Start copying a box of a mapped tensor (cuda_map_tensor) to shared memory; zeros where the tensor ends. */
+WORD void word_copy_box(void *shared, const void *map, int column, int row, int head, int sequence, uint64_t *barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+               "%5, %6}], [%2];" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(map), "r"((uint32_t)__cvta_generic_to_shared(barrier)), "r"(column), "r"(row), "r"(head),
+               "r"(sequence)
+               : "memory");
+#endif
+}
+
 /* How many registers each thread of four warps keeps; what some give back, others may take. */
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define word_registers_give(kept) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)(kept)))

@@ -153,6 +153,24 @@ static int64_t sm90_items(const attend_problem *p, tile_items *tiles) {
   return grid < turns ? grid : turns;
 }
 
+static bool sm90_map(tile_map *map, const attend_problem *p, const attend_operands *o, operand_id id, int64_t heads,
+                     int64_t rows, int64_t columns, uint32_t box) {
+  const attend_layout *l = &p->layout[id];
+  const uint64_t sizes[4] = {(uint64_t)columns, (uint64_t)rows, (uint64_t)heads, (uint64_t)p->batch};
+  uint64_t strides[3] = {2 * (uint64_t)l->row, 2 * (uint64_t)l->head, 2 * (uint64_t)l->batch};
+  for (int i = 0; i < 3; i++)
+    if (sizes[i + 1] == 1) strides[i] = ROW_BYTES; /* never used, but looked at */
+  return cuda_map_tensor(map, o->data[id], sizes, strides, box);
+}
+
+/* Not where sequences have lengths of their own, which are only known on the GPU. */
+static bool sm90_maps(const attend_problem *p, const attend_operands *o, cuda_call *call) {
+  return !attend_lengths_vary(p) && p->q_len <= INT32_MAX / 2 &&
+         sm90_map(&call->q, p, o, OPERAND_Q, p->heads, p->q_len, p->head_dim, sm90_entries[is_wide(p)].queries) &&
+         sm90_map(&call->k, p, o, OPERAND_K, p->kv_heads, p->k_len, p->head_dim, SM90_KEYS) &&
+         sm90_map(&call->v, p, o, OPERAND_V, p->kv_heads, p->k_len, p->v_dim, SM90_KEYS);
+}
+
 static attend_status sm90_run(const attend_problem *p, const attend_choice *choice, const attend_operands *o,
                               const attend_services *services, void *workspace, void *stream) {
   (void)services;
@@ -160,6 +178,7 @@ static attend_status sm90_run(const attend_problem *p, const attend_choice *choi
   void *const *entries = choice->state;
   int entry = is_wide(p) ? WIDE : NARROW;
   int64_t grid = sm90_items(p, &call.tiles);
+  call.tiles.mapped = sm90_maps(p, o, &call);
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
   if (!status)

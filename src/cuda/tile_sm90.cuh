@@ -370,13 +370,16 @@ WORD void sm90_items(const cuda_call &call, const sm90_shared &m, const sm90_kin
 WORD void sm90_forward(const cuda_call &call, const sm90_kind kind) {
   DYNAMIC_SHARED_TILES(memory);
   const sm90_shared m = sm90_shared_of(memory, kind);
-  sm90_shared_begin(m, kind);
+  sm90_shared_begin(m, call.tiles.mapped ? 1 : 128, kind);
   if (word_uniform((int)threadIdx.x >> 7) == kind.groups) {
     if (kind.panels == 1)
       word_registers_give(SM90_NARROW_COPYING);
     else
       word_registers_give(SM90_WIDE_COPYING);
-    sm90_copies(call, m, kind);
+    if (!call.tiles.mapped)
+      sm90_copies(call, m, kind);
+    else if (((int)threadIdx.x & 127) == 0)
+      sm90_boxes(call, m, kind);
   } else {
     if (kind.panels == 1)
       word_registers_take(SM90_NARROW_COMPUTING);

@@ -4,10 +4,12 @@
  * places. Registers, of which threads that compute take over what those that copy give back, leave room for one block
  * of a multiprocessor. Microseconds on an H200, bf16, full, and how much longer it takes otherwise:
  *
- *   64 columns    32x32x512   209   two places for keys: 4%
- *                 8x32x2048   638   two groups: 15%; 152 registers for those that compute: 20%
- *   128 columns   32x16x512   159   232 registers for those that compute, which leave 40 to those that copy: 5%
- *                 8x16x2048   505   the same: 6%
+ *   64 columns    32x32x512   200   copies by threads: 6%; of these also: two places for keys: 4%
+ *                 8x32x2048   634   copies by threads: 4%; of these also: two groups: 15%; 152 registers for those that
+ *                                   compute: 20%
+ *   128 columns   32x16x512   150   copies by threads: 10%; of these also: 232 registers for those that compute, which
+ *                                   leave 40 to those that copy: 5%
+ *                 8x16x2048   461   copies by threads: 11%; of these also: the same: 6%
  */
 #ifndef ATTEND_CUDA_TILE_SM90_H
 #define ATTEND_CUDA_TILE_SM90_H

@@ -43,15 +43,17 @@ WORD sm90_shared sm90_shared_of(char *memory, const sm90_kind kind) {
   m.bad = (uint8_t *)(m.items + kind.q_stages + 1);
   return m;
 }
-WORD void sm90_shared_begin(const sm90_shared &m, const sm90_kind kind) {
+/* copiers: threads that copy. */
+WORD void sm90_shared_begin(const sm90_shared &m, uint32_t copiers, const sm90_kind kind) {
   for (int i = (int)threadIdx.x; i < SM90_MOST_ITEMS; i += 128 * (kind.groups + 1)) m.bad[i] = 0;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kind.q_stages; i++)
-      word_phase_init(m.q_full + i, 128), word_phase_init(m.q_free + i, 4 * kind.groups);
+      word_phase_init(m.q_full + i, copiers), word_phase_init(m.q_free + i, 4 * kind.groups);
     for (int i = 0; i < kind.stages; i++) {
-      word_phase_init(m.k_full + i, 128), word_phase_init(m.v_full + i, 128);
+      word_phase_init(m.k_full + i, copiers), word_phase_init(m.v_full + i, copiers);
       word_phase_init(m.k_free + i, 4 * kind.groups), word_phase_init(m.v_free + i, 4 * kind.groups);
     }
+    word_show_shared();
   }
   word_sync_block();
 }
@@ -204,6 +206,51 @@ WORD void sm90_copies(const cuda_call &call, const sm90_shared &m, const sm90_ki
   word_copy_wait(0);
   word_show_shared();
   word_phase_arrive(arriving);
+}
+
+/* Start copying a tile by the copy engine. */
+WORD void sm90_box(char *tile, const int rows, const tile_map &map, int64_t first, uint32_t head, const attend_slice &s,
+                   uint64_t *full, const sm90_kind kind) {
+  word_phase_expect(full, (uint32_t)(128 * kind.panels * rows));
+  UNROLLED
+  for (int x = 0; x < kind.panels; x++)
+    word_copy_box(tile + x * rows * 128, &map, 64 * x, (int)first, (int)head, (int)s.b, full);
+}
+
+/* As sm90_copies, by one thread and the copy engine, which leave the tensor cores more of shared memory's time. */
+WORD void sm90_boxes(const cuda_call &call, const sm90_shared &m, const sm90_kind kind) {
+  const int bytes = 128 * kind.panels * kind.keys, q_rows = 64 * kind.groups;
+  sm90_place q = {0, 1}, k = {0, 1}, v = {0, 1};
+  int slot = 0;
+  UNROLLED_BY_1
+  for (int n = 0; sm90_turn(call, n) < call.tiles.turns; n++) {
+    attend_slice s;
+    int64_t block_first;
+    sm90_item item = sm90_item_of(call, n, s, block_first, kind);
+    word_phase_wait(m.q_free + q.at, (uint32_t)q.parity);
+    m.items[slot] = item;
+    slot = slot == kind.q_stages ? 0 : slot + 1;
+    if (item.tiles)
+      sm90_box(m.q + q.at * 128 * kind.panels * q_rows, q_rows, call.q, block_first, (uint32_t)s.h, s, m.q_full + q.at,
+               kind);
+    else
+      word_phase_arrive(m.q_full + q.at);
+    q = sm90_next(q, kind.q_stages);
+    int k0 = item.first;
+    UNROLLED_BY_1
+    for (int t = 0; t <= item.tiles && item.tiles; t++, k0 += kind.keys) {
+      if (t < item.tiles) {
+        word_phase_wait(m.k_free + k.at, (uint32_t)k.parity);
+        sm90_box(m.k + k.at * bytes, kind.keys, call.k, k0, s.kv_head, s, m.k_full + k.at, kind);
+        k = sm90_next(k, kind.stages);
+      }
+      if (t > 0) {
+        word_phase_wait(m.v_free + v.at, (uint32_t)v.parity);
+        sm90_box(m.v + v.at * bytes, kind.keys, call.v, k0 - kind.keys, s.kv_head, s, m.v_full + v.at, kind);
+        v = sm90_next(v, kind.stages);
+      }
+    }
+  }
 }
 
 #endif

@@ -162,6 +162,16 @@ ENTRY_POINT cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
 }
 ENTRY_POINT cuStreamSynchronize(void *) { return waits("cuStreamSynchronize"); }
 
+/* What emulate_copy_box reads. Strides of 0 are refused, so that tests go without a map as well. */
+ENTRY_POINT cuTensorMapEncodeTiled(uint64_t *map, int, unsigned, void *data, const uint64_t *sizes,
+                                   const uint64_t *strides, const unsigned *box, const unsigned *, int, int, int, int) {
+  map[0] = (uint64_t)(uintptr_t)data;
+  for (int d = 0; d < 4; d++) map[1 + d] = sizes[d];
+  for (int d = 0; d < 3; d++) map[5 + d] = strides[d];
+  map[8] = box[1];
+  return strides[0] && strides[1] && strides[2] ? OK : INVALID;
+}
+
 /* Events, for a dry run of tests/time_cuda: everything has happened when it is enqueued. */
 ENTRY_POINT cuEventCreate(void **event, unsigned) { return *event = new int, OK; }
 ENTRY_POINT cuEventRecord(void *, void *) { return OK; }

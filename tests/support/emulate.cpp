@@ -147,6 +147,24 @@ void emulate_phase_wait(uint64_t *barrier, uint32_t parity) {
   while (*barrier >> 32 == parity) give_way();
 }
 
+/* map: address, sizes [4], strides [3], rows of a box, as fake/cuda_driver.cpp writes them. */
+void emulate_copy_box(char *shared, const uint64_t *map, int column, int row, int head, int sequence) {
+  for (int r = 0; r < (int)map[8]; r++)
+    for (int word = 0; word < 8; word++)
+      for (int e = 0; e < 8; e++) {
+        uint64_t at[4] = {(uint64_t)(column + 8 * word + e), (uint64_t)(row + r), (uint64_t)head, (uint64_t)sequence};
+        char *to = shared + 128 * r + 16 * (word ^ (r & 7)) + 2 * e;
+        bool inside = true;
+        for (int d = 0; d < 4; d++) inside = inside && at[d] < map[1 + d];
+        const char *from = (const char *)(uintptr_t)map[0] + 2 * at[0];
+        for (int d = 1; d < 4; d++) from += at[d] * map[4 + d];
+        if (inside)
+          memcpy(to, from, 2);
+        else
+          memset(to, 0, 2);
+      }
+}
+
 bool emulate_block_any(bool x) {
   static bool flags[2];
   bool &any = flags[block_meeting.generation >> 1 & 1]; /* another than that of a call right before or after */

@@ -138,6 +138,11 @@ void emulate_phase_wait(uint64_t *barrier, uint32_t parity);
 WORD void word_phase_init(uint64_t *barrier, uint32_t count) { emulate_phase_init(barrier, count); }
 WORD void word_phase_arrive(uint64_t *barrier) { emulate_phase_arrive(barrier); }
 WORD void word_phase_wait(uint64_t *barrier, uint32_t parity) { emulate_phase_wait(barrier, parity); }
+WORD void word_phase_expect(uint64_t *barrier, uint32_t) { emulate_phase_arrive(barrier); } /* boxes come at once */
+void emulate_copy_box(char *shared, const uint64_t *map, int column, int row, int head, int sequence);
+WORD void word_copy_box(void *shared, const void *map, int column, int row, int head, int sequence, uint64_t *) {
+  emulate_copy_box((char *)shared, (const uint64_t *)map, column, row, head, sequence);
+}
 #define word_registers_give(kept) ((void)(kept))
 #define word_registers_take(kept) ((void)(kept))
 
