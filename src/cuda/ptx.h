@@ -169,13 +169,27 @@ WORD void word_copy_async(void *shared, const void *global, bool valid) {
                : "memory");
 #endif
 }
-/* The same for data that is read once: first to leave L2. */
+/* Data that is first, or last, to leave L2; the compiler makes each once. */
+WORD uint64_t word_policy_first(void) {
+  uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+WORD uint64_t word_policy_last(void) {
+  uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+/* The same for data that is read once. */
 WORD void word_copy_async_once(void *shared, const void *global, bool valid) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("{\n .reg .b64 first;\n createpolicy.fractional.L2::evict_first.b64 first, 1.0;\n"
-               " cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, first;\n}" ::"r"(
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(
                    (uint32_t)__cvta_generic_to_shared(shared)),
-               "l"(global), "r"(valid ? 16 : 0)
+               "l"(global), "r"(valid ? 16 : 0), "l"(word_policy_first())
                : "memory");
 #endif
 }
@@ -385,13 +399,10 @@ WORD void word_store_once_f32(float *p, float x) {
 WORD void word_store_once(void *p, uint4 x) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
-/* What a later kernel reads: last to leave L2. */
+/* What a later kernel reads. */
 WORD void word_store_kept(float *p, float x) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("{\n .reg .b64 last;\n createpolicy.fractional.L2::evict_last.b64 last, 1.0;\n"
-               " st.global.L2::cache_hint.f32 [%0], %1, last;\n}" ::"l"(p),
-               "f"(x)
-               : "memory");
+  asm volatile("st.global.L2::cache_hint.f32 [%0], %1, %2;" ::"l"(p), "f"(x), "l"(word_policy_last()) : "memory");
 #else
   *p = x;
 #endif
