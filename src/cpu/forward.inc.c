@@ -74,17 +74,18 @@ WORD void block_max(const real *s, int keys, const real *max, lanes m[TILE_VECTO
 }
 
 /* P = 2^(S - M) in place, as reals or as words; max and sum of the lanes brought up to date; rescale[lane] =
- * 2^(old max - M). */
-WORD void softmax_block_as(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES], bool as_words) {
+ * 2^(old max - M). `largest` are the lanes' largest S, if they are known. */
+WORD void softmax_block_as(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES], const real *largest,
+                           bool as_words) {
   lanes m[TILE_VECTORS], base[TILE_VECTORS], l[TILE_VECTORS];
-  block_max(s, keys, max, m);
-#pragma GCC unroll 4
-  for (int v = 0; v < TILE_VECTORS; v++) l[v] = lanes_zero();
+  if (!largest) block_max(s, keys, max, m);
 #pragma GCC unroll 4
   for (int v = 0; v < TILE_VECTORS; v++) { /* a lane that has seen nothing yet subtracts 0: 2^-inf is 0 */
+    if (largest) m[v] = lanes_max(lanes_load(largest + v * LANES), lanes_load(max + v * LANES));
     base[v] = lanes_select(lanes_equal(m[v], lanes_set1(-(real)INFINITY)), lanes_zero(), m[v]);
     lanes_store(rescale + v * LANES, lanes_exp2(lanes_sub(lanes_load(max + v * LANES), base[v])));
     lanes_store(max + v * LANES, m[v]);
+    l[v] = lanes_zero();
   }
   const int terms = as_words ? TILE_TERMS : 1;
   for (int k = 0; k < keys; k += terms)
@@ -94,7 +95,7 @@ WORD void softmax_block_as(real *s, int keys, real *max, real *sum, real rescale
 #pragma GCC unroll 2
       for (int t = 0; t < terms; t++)
         if (k + t < keys) {
-          p[t] = lanes_exp2(lanes_sub(lanes_load(s + (k + t) * TILE_LANES + v * LANES), base[v]));
+          p[t] = tile_exp2(lanes_sub(lanes_load(s + (k + t) * TILE_LANES + v * LANES), base[v]));
           l[v] = lanes_add(l[v], p[t]);
         }
       lanes_store(s + k / terms * TILE_LANES + v * LANES, terms == 1 ? p[0] : tile_words(p[0], p[1]));
@@ -104,10 +105,40 @@ WORD void softmax_block_as(real *s, int keys, real *max, real *sum, real rescale
     lanes_store(sum + v * LANES, lanes_fma(lanes_load(sum + v * LANES), lanes_load(rescale + v * LANES), l[v]));
 }
 static void softmax_block(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES]) {
-  softmax_block_as(s, keys, max, sum, rescale, false);
+  softmax_block_as(s, keys, max, sum, rescale, NULL, false);
 }
 static void softmax_block_words(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES]) {
-  softmax_block_as(s, keys, max, sum, rescale, true);
+  softmax_block_as(s, keys, max, sum, rescale, NULL, true);
+}
+static void softmax_block_plain(real *s, int keys, real *max, real *sum, real rescale[TILE_LANES],
+                                const real *largest) {
+  softmax_block_as(s, keys, max, sum, rescale, largest, true);
+}
+
+/* Products and softmax of a tile whose scores nothing changes or drops. */
+static void plain_tile(const score_tile *t, const key_rows *k, const real *q, const key_range *range, real *max,
+                       real *sum, real rescale[TILE_LANES]) {
+  const attend_problem *p = t->problem;
+  if (t->visible) score_passes(t, range); /* all of it */
+  real largest[TILE_LANES];
+  for (int l = 0; l < TILE_LANES; l++) largest[l] = -(real)INFINITY;
+  score_products_largest(t->s, TILE_LANES, k, t->keys, q, words(p->head_dim), score_factor(p), largest);
+  softmax_block_plain(t->s, t->keys, max, sum, rescale, largest);
+}
+
+/* The same of any tile. True if some pair of it may be hidden. */
+static bool tile_with_passes(const score_tile *t, const key_rows *k, const real *q, const key_range *range, real *max,
+                             real *sum, real rescale[TILE_LANES]) {
+  const attend_problem *p = t->problem;
+  score_products_scaled(t->s, TILE_LANES, k, t->keys, q, words(p->head_dim), score_factor(p));
+  bool hidden = score_passes(t, range);
+  if (p->dropout_threshold) {
+    softmax_block(t->s, t->keys, max, sum, rescale);
+    dropout_pass(t, t->s, 1);
+    make_words(t->s, t->keys);
+  } else
+    softmax_block_words(t->s, t->keys, max, sum, rescale);
+  return hidden;
 }
 
 /* OT = OT * rescale + columns of V times P, whose rows are p_width apart. */
@@ -200,16 +231,13 @@ static bool forward_rows(const attend_problem *p, const attend_slice *s, int64_t
       score_tile tile = {
           .problem = p, .slice = s, .i0 = i0, .j0 = j0, .rows = n, .keys = keys, .width = TILE_LANES, .s = w->s};
       if (careful) tile.visible = w->visible;
-      real rescale[TILE_LANES];
-      score_products(w->s, TILE_LANES, &k_tile, keys, w->q + g * round_up(p->head_dim, TILE_TERMS) * TILE_LANES,
-                     words(p->head_dim), score_factor(p));
-      hidden |= score_passes(&tile, &range[g]) || keys % TILE_TERMS != 0;
-      if (p->dropout_threshold) {
-        softmax_block(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
-        dropout_pass(&tile, w->s, 1);
-        make_words(w->s, keys);
-      } else
-        softmax_block_words(w->s, keys, w->max + g * TILE_LANES, w->sum + g * TILE_LANES, rescale);
+      const real *q = w->q + g * round_up(p->head_dim, TILE_TERMS) * TILE_LANES;
+      real rescale[TILE_LANES], *max = w->max + g * TILE_LANES, *sum = w->sum + g * TILE_LANES;
+      if (p->dropout_threshold || needs_passes(&tile, &range[g]))
+        hidden |= tile_with_passes(&tile, &k_tile, q, &range[g], max, sum, rescale);
+      else
+        plain_tile(&tile, &k_tile, q, &range[g], max, sum, rescale);
+      hidden |= keys % TILE_TERMS != 0;
       real *o = w->o + g * v_padded * TILE_LANES;
       if (careful)
         value_products_careful(o, v_padded, &v_tile, keys, w->s, TILE_LANES, rescale, w->visible);

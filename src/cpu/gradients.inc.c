@@ -195,14 +195,23 @@ typedef struct gradient_pass {
   const real *lse, *lse_low, *delta;             /* of the tile's queries */
   const real *factor, *visible, *slope;          /* of its pairs; NULL: 1 */
   real *p, *ds, *p_along, *ds_along, *ds_across; /* with words of one element the last three are the first two */
+  real score_factor;                             /* what `plain` scores are still to be multiplied by */
   int keys, width;
 } gradient_pass;
 
-/* S and dP become P and dS: of the tile in place (`in_words` is false), or in the words that the products read. Three
+/* S and dP become P and dS: of the tile in place (`in_words` is false), or in the words that the products read. The
  * flags are constants: for plain attention the loads and selections of the others fold away. */
-WORD void gradient_values_as(const gradient_pass *g, bool in_words, bool hides, bool scales) {
+WORD void gradient_values_as(const gradient_pass *g, bool in_words, bool plain, bool hides, bool scales) {
   const int terms = in_words ? TILE_TERMS : 1;
-  for (int l = 0; l < g->width; l += TILE_LANES)
+  const bool later = plain && TILE_TERMS == 2; /* the scores' factor */
+  const lanes factor = lanes_set1(g->score_factor);
+  for (int l = 0; l < g->width; l += TILE_LANES) {
+    lanes lse[TILE_VECTORS], delta[TILE_VECTORS]; /* read once: the stores below might be to them, for a compiler */
+#pragma GCC unroll 4
+    for (int v = 0; v < TILE_VECTORS; v++) {
+      lse[v] = lanes_load(g->lse + l + v * LANES), delta[v] = lanes_load(g->delta + l + v * LANES);
+      if (later) lse[v] = lanes_sub(lanes_zero(), lse[v]);
+    }
     for (int i = 0; i < g->keys; i += terms) {
       lanes kept[2][TILE_VECTORS], ds[2][TILE_VECTORS];
 #pragma GCC unroll 2
@@ -214,15 +223,17 @@ WORD void gradient_values_as(const gradient_pass *g, bool in_words, bool hides, 
             kept[t][v] = ds[t][v] = lanes_zero();
             continue;
           }
-          lanes power = lanes_sub(lanes_load(g->p + at), lanes_load(g->lse + lane));
-          lanes probability = lanes_exp2(lanes_sub(power, lanes_load(g->lse_low + lane)));
+          lanes score = lanes_load(g->p + at);
+          lanes power = later ? lanes_fma(score, factor, lse[v]) : lanes_sub(score, lse[v]);
+          if (TILE_TERMS == 1) power = lanes_sub(power, lanes_load(g->lse_low + lane));
+          lanes probability = in_words ? tile_exp2(power) : lanes_exp2(power);
           lanes d_p = lanes_load(g->ds + at);
           kept[t][v] = probability;
           if (scales && g->factor) {
             d_p = lanes_mul(d_p, lanes_load(g->factor + at));
             kept[t][v] = lanes_mul(probability, lanes_load(g->factor + at));
           }
-          ds[t][v] = lanes_mul(probability, lanes_sub(d_p, lanes_load(g->delta + lane)));
+          ds[t][v] = lanes_mul(probability, lanes_sub(d_p, delta[v]));
           if (scales && g->slope) ds[t][v] = lanes_mul(ds[t][v], lanes_load(g->slope + at));
           if (hides) {
             lane_mask hidden = lanes_equal(lanes_load(g->visible + at), lanes_zero());
@@ -247,20 +258,22 @@ WORD void gradient_values_as(const gradient_pass *g, bool in_words, bool hides, 
       for (int v = 0; v < TILE_VECTORS; v++)
         lanes_store(g->ds_across + i / TILE_TERMS * g->width + l + v * LANES, tile_words(ds[0][v], ds[1][v]));
     }
+  }
 }
-static void gradient_values(const gradient_pass *g, bool in_words) {
-  if (in_words && !g->visible && !g->factor && !g->slope)
-    gradient_values_as(g, true, false, false);
-  else if (in_words && !g->factor && !g->slope)
-    gradient_values_as(g, true, true, false);
+static void gradient_values(const gradient_pass *g, bool in_words, bool plain) {
+  bool scales = g->factor || g->slope;
+  if (plain)
+    gradient_values_as(g, true, true, false, false);
+  else if (in_words && g->visible && !scales)
+    gradient_values_as(g, true, false, true, false);
   else if (in_words && !g->visible)
-    gradient_values_as(g, true, false, true);
+    gradient_values_as(g, true, false, false, true);
   else if (in_words)
-    gradient_values_as(g, true, true, true);
+    gradient_values_as(g, true, false, true, true);
   else if (!g->visible)
-    gradient_values_as(g, false, false, true);
+    gradient_values_as(g, false, false, false, true);
   else
-    gradient_values_as(g, false, true, true);
+    gradient_values_as(g, false, false, true, true);
 }
 
 /* Fill up tiles and words: nothing comes from keys beyond the last, nor from a query beyond the last. */
@@ -287,10 +300,14 @@ static bool gradient_tile(const attend_problem *p, const attend_slice *s, const 
   t.s = w->p;
   if (may_hide) t.visible = w->visible;
   if (p->softcap > 0) t.softcap_slope = w->slope;
+  bool plain = in_words && !may_hide && !p->dropout_threshold && !needs_passes(&t, &q->range);
   for (int g = 0; g < q->width; g += TILE_LANES) {
-    score_products(w->p + g, q->width, &k, keys, w->q_t + g * round_up(p->head_dim, TILE_TERMS), words(p->head_dim),
-                   score_factor(p));
-    score_products(w->ds + g, q->width, &v, keys, w->d_out_t + g * round_up(p->v_dim, TILE_TERMS), words(p->v_dim), 1);
+    const real *query = w->q_t + g * round_up(p->head_dim, TILE_TERMS);
+    if (plain)
+      score_products(w->p + g, q->width, &k, keys, query, words(p->head_dim));
+    else
+      score_products_scaled(w->p + g, q->width, &k, keys, query, words(p->head_dim), score_factor(p));
+    score_products(w->ds + g, q->width, &v, keys, w->d_out_t + g * round_up(p->v_dim, TILE_TERMS), words(p->v_dim));
   }
   score_passes(&t, &q->range);
   if (p->dropout_threshold) {
@@ -301,8 +318,8 @@ static bool gradient_tile(const attend_problem *p, const attend_slice *s, const 
   if (p->dropout_threshold) pass.factor = w->factor;
   if (p->softcap > 0 && in_words) pass.slope = w->slope;
   pass.p = w->p, pass.ds = w->ds, pass.p_along = w->p_along, pass.ds_along = w->ds_along;
-  pass.ds_across = w->ds_across, pass.keys = keys, pass.width = q->width;
-  gradient_values(&pass, in_words);
+  pass.ds_across = w->ds_across, pass.keys = keys, pass.width = q->width, pass.score_factor = score_factor(p);
+  gradient_values(&pass, in_words, plain);
   if (in_words) gradient_surplus(&pass, q->rows);
   return may_hide;
 }

@@ -139,6 +139,11 @@ static bool mask_is_empty(const attend_slice *s, int64_t i0, int rows, int64_t j
   return true;
 }
 
+/* Do causal, a window or kv_len hide some pair of the tile? */
+static bool is_edge(const score_tile *t, const key_range *range) {
+  return t->j0 < range->all_first || t->j0 + t->keys > range->all_last;
+}
+
 /* All passes over a tile of products. True if some pair of it may be hidden. */
 static bool score_passes(const score_tile *t, const key_range *range) {
   if (t->visible)
@@ -147,7 +152,7 @@ static bool score_passes(const score_tile *t, const key_range *range) {
   if (t->slice->bias.data) bias_pass(t);
   if (t->slice->slope != 0) alibi_pass(t);
   if (t->slice->mask.data) mask_pass(t);
-  bool edge = t->j0 < range->all_first || t->j0 + t->keys > range->all_last;
+  bool edge = is_edge(t, range);
   if (edge) edge_pass(t, range);
   return edge || t->slice->mask.data || t->slice->bias.data;
 }
@@ -172,21 +177,44 @@ static void dropout_pass(const score_tile *t, real *x, real scale) {
       }
 }
 
+/* Does some pass change scores of the tile? Those of any other tile are what the products gave. */
+static bool needs_passes(const score_tile *t, const key_range *range) {
+  const attend_slice *s = t->slice;
+  return t->problem->softcap > 0 || s->bias.data || s->slope != 0 || s->mask.data || is_edge(t, range);
+}
+
 /* S = scale * rows of K (or V) times the packed B [terms][TILE_LANES], for `keys` rows, `width` apart; the last tile
- * repeats the last row and its surplus rows of S are never read: S has room for a multiple of TILE_ROWS. Where B
- * carries the scale, `scale` is not applied. */
-static void score_products(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms, real scale) {
+ * repeats the last row and its surplus rows of S are never read: S has room for a multiple of TILE_ROWS. `largest` of
+ * each lane, if wanted, is raised to what is stored: here a maximum is free, while adders wait for multipliers. */
+WORD void score_products_as(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms, bool scaled,
+                            real scale, real *largest) {
   for (int first = 0; first < keys; first += TILE_ROWS) {
     const real *a[TILE_ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++) a[r] = k->rows + (first + r < keys ? first + r : keys - 1) * k->row;
     tile_sums sums = tile_product_rows(a, b, TILE_LANES, terms);
-#pragma GCC unroll 16
-    for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
-      for (int v = 0; v < TILE_VECTORS; v++) {
-        lanes x = TILE_TERMS == 1 ? sums.c[r][v] : lanes_mul(sums.c[r][v], lanes_set1(scale));
+    for (int v = 0; v < TILE_VECTORS; v++) {
+      lanes most = largest ? lanes_load(largest + v * LANES) : lanes_zero();
+#pragma GCC unroll 16
+      for (int r = 0; r < TILE_ROWS; r++) {
+        lanes x = scaled ? lanes_mul(sums.c[r][v], lanes_set1(scale)) : sums.c[r][v];
         lanes_store(s + (first + r) * width + v * LANES, x);
+        if (largest) most = lanes_max(x, most);
       }
+      if (largest) lanes_store(largest + v * LANES, most);
+    }
   }
+}
+/* As they are, where B carries the scale or it is 1 or left for later. */
+static void score_products(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms) {
+  score_products_as(s, width, k, keys, b, terms, false, 1, NULL);
+}
+static void score_products_scaled(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms,
+                                  real scale) {
+  score_products_as(s, width, k, keys, b, terms, TILE_TERMS == 2, scale, NULL);
+}
+static void score_products_largest(real *s, int width, const key_rows *k, int keys, const real *b, int64_t terms,
+                                   real scale, real largest[TILE_LANES]) {
+  score_products_as(s, width, k, keys, b, terms, TILE_TERMS == 2, scale, largest);
 }

@@ -26,6 +26,8 @@ WORD lanes tile_words_across(const uint16_t *low, const uint16_t *high) { /* onl
   (void)high;
   return lanes_zero();
 }
+/* 2^x for what becomes a word's element. */
+WORD lanes tile_exp2(lanes x) { return lanes_exp2(x); }
 /* The elements of words, as reals. */
 WORD lanes tile_element(lanes words, int which) {
   (void)which;

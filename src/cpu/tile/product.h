@@ -16,6 +16,7 @@ WORD tile_sums tile_product_rows(const real *const a[TILE_ROWS], const real *b, 
   for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < TILE_VECTORS; v++) s.c[r][v] = lanes_zero();
+#pragma GCC unroll 4
   for (int64_t k = 0; k < n; k++, b += b_row) {
     lanes y[TILE_VECTORS];
 #pragma GCC unroll 4
@@ -37,6 +38,7 @@ WORD tile_sums tile_product_columns(const real *a, int64_t a_row, const real *b,
   for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < TILE_VECTORS; v++) s.c[r][v] = lanes_zero();
+#pragma GCC unroll 4
   for (int64_t k = 0; k < n; k++, a += a_row, b += b_row) {
     lanes y[TILE_VECTORS];
 #pragma GCC unroll 4
