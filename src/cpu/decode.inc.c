@@ -99,22 +99,18 @@ static decode_cut cut_decode(const attend_problem *p) {
   return c;
 }
 
-/* Rows j0 … j0 + keys - 1 of K or V, and which to prefetch, those before `end`. */
+/* Rows j0 … j0 + keys - 1 of K or V, and those to ask for, before `end`. */
 static void decode_load(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0, int keys, int64_t end,
                         int64_t columns, attend_type type, bool direct, real *buffer, decode_block *b) {
   int64_t size = (int64_t)attend_type_size(type), padded = round_up(columns, LANES);
   b->type = direct ? type : REAL_TYPE;
-  for (int k = 0; k < keys; k++) {
-    int64_t index = is_value ? attend_value_row(s, j0 + k) : attend_key_row(s, j0 + k),
-            ahead = j0 + k + DECODE_PREFETCH;
-    b->ahead[k] = NULL;
-    if (!direct) {
-      pack_row(buffer + k * padded, m->data, index, m->col, columns, padded, type);
-      b->rows[k] = (const char *)(buffer + k * padded);
-      continue;
-    }
+  for (int k = 0, most = (int)round_up(keys, LANES) + DECODE_AHEAD; k < most; k++) {
+    int64_t j = j0 + k < end ? j0 + k : end - 1;
+    int64_t index = is_value ? attend_value_row(s, j) : attend_key_row(s, j);
     b->rows[k] = m->data + index * size;
-    if (ahead < end) b->ahead[k] = m->data + (is_value ? attend_value_row(s, ahead) : attend_key_row(s, ahead)) * size;
+    if (direct || k >= keys) continue;
+    pack_row(buffer + k * padded, m->data, index, m->col, columns, padded, type);
+    b->rows[k] = (const char *)(buffer + k * padded);
   }
 }
 
@@ -145,7 +141,7 @@ static bool decode_part(const decode_context *d, const decode_scratch *w, int64_
   bool v_direct = decode_direct(&s->v, p->v_dim, p->type, rows);
   for (int64_t j0 = first; j0 < last; j0 += DECODE_BLOCK) {
     int keys = last - j0 < DECODE_BLOCK ? (int)(last - j0) : DECODE_BLOCK;
-    decode_load(s, &s->k, false, j0, keys, last, p->head_dim, p->type, k_direct, w->k, &b);
+    decode_load(s, &s->k, false, j0, keys, s->k_len, p->head_dim, p->type, k_direct, w->k, &b);
     decode_scores(w->s, w->q, rows, c->k_padded, &b, keys);
     for (int r = 0; r < rows; r++) {
       const attend_slice *head = w->slices + r / queries;
@@ -154,7 +150,7 @@ static bool decode_part(const decode_context *d, const decode_scratch *w, int64_
       w->rescale[r] = decode_softmax(row, keys, max + r, sum + r);
       if (p->dropout_threshold) decode_dropout(p, head, r % queries, j0, keys, row);
     }
-    decode_load(s, &s->v, true, j0, keys, last, p->v_dim, p->type, v_direct, w->v, &b);
+    decode_load(s, &s->v, true, j0, keys, s->k_len, p->v_dim, p->type, v_direct, w->v, &b);
     decode_values(o, rows, c->v_padded, w->s, careful ? w->visible : NULL, w->rescale, &b, keys);
   }
   return hidden;

@@ -7,19 +7,40 @@ enum {
   DECODE_ROWS = LANES < 4 ? LANES : 4, /* the lanes of one sum are shared out over the rows */
   DECODE_BLOCK = 64,
   DECODE_WIDE = LANES >= 16 ? 4 : 2,
-  DECODE_PREFETCH = DECODE_BLOCK
+  DECODE_CHUNK = 16, /* keys whose values stay in the first-level cache until all rows and columns have read them */
+  DECODE_AHEAD = 16  /* how many keys before its turn a row is asked for */
 };
 
 /* Rows of K or V of one block: of the tensor's type where it can be read in place, else packed as reals. */
 typedef struct decode_block {
-  const char *rows[DECODE_BLOCK];
-  const char *ahead[DECODE_BLOCK]; /* rows of the next block, to prefetch; NULL past the end */
+  const char *rows[DECODE_BLOCK + DECODE_AHEAD]; /* further ones only to ask for; past the end the last again */
   attend_type type;
 } decode_block;
 
+/* Rows are asked for line by line between the products, in the order in which they lie in memory, whatever the order in
+ * which products read them. On Zen 4 all of a row at once gave 14 GB/s: it leaves no line buffer to what is read now;
+ * in the order of the products 9: no prefetcher of the hardware follows that. */
+typedef struct decode_cursor {
+  const char *const *row;
+  int64_t byte, due; /* due: bytes not asked for yet, or asked for too early */
+} decode_cursor;
+WORD void decode_ask(decode_cursor *a, int64_t row_bytes, int64_t bytes) {
+  if (bytes % 64) { /* known to the compiler */
+    a->due += bytes;
+    if (a->due <= 0) return;
+    bytes = (a->due + 63) / 64 * 64;
+    a->due -= bytes;
+  }
+  for (int64_t n = 0; n < bytes; n += 64) {
+    __builtin_prefetch(*a->row + a->byte, 0, 2);
+    a->byte += 64;
+    if (a->byte >= row_bytes) a->byte = 0, a->row++;
+  }
+}
+
 /* S[r][k … k + LANES / n) for n rows of Q, n a constant. */
 WORD void decode_scores_of(real *s, const real *q, int64_t columns, int n, const decode_block *b, int k, int keys,
-                           attend_type type) {
+                           bool ask, attend_type type) {
   enum { MOST = LANES };
   int group = LANES / n;
   lanes sum[MOST];
@@ -29,7 +50,9 @@ WORD void decode_scores_of(real *s, const real *q, int64_t columns, int n, const
 #pragma GCC unroll 16
   for (int i = 0; i < group; i++) row[i] = b->rows[k + i < keys ? k + i : keys - 1];
   int64_t size = (int64_t)attend_type_size(type);
+  decode_cursor ahead = {b->rows + k + DECODE_AHEAD, 0, 0};
   for (int64_t c = 0; c < columns; c += LANES) {
+    if (ask) decode_ask(&ahead, columns * size, group * LANES * size);
     lanes y[DECODE_ROWS];
 #pragma GCC unroll 4
     for (int r = 0; r < n; r++) y[r] = lanes_load(q + r * columns + c);
@@ -46,26 +69,16 @@ WORD void decode_scores_of(real *s, const real *q, int64_t columns, int n, const
   for (int r = 0; r < n; r++) memcpy(s + r * DECODE_BLOCK + k, scores + r * group, (size_t)group * sizeof(real));
 }
 
-WORD void decode_prefetch(const char *row, int64_t bytes) {
-  if (row)
-    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-}
-
-/* Scores of all rows. The first pass over the block asks for the next one. */
+/* Scores of all rows. The first pass over the block asks for what is ahead. */
 WORD void decode_scores_as(real *s, const real *q, int rows, int64_t columns, const decode_block *b, int keys,
                            attend_type type) {
-  int64_t bytes = columns * (int64_t)attend_type_size(type);
   int r = 0;
   for (; r + DECODE_ROWS <= rows; r += DECODE_ROWS)
-    for (int k = 0; k < keys; k += LANES / DECODE_ROWS) {
-      for (int i = k; r == 0 && i < k + LANES / DECODE_ROWS && i < keys; i++) decode_prefetch(b->ahead[i], bytes);
-      decode_scores_of(s + r * DECODE_BLOCK, q + r * columns, columns, DECODE_ROWS, b, k, keys, type);
-    }
+    for (int k = 0; k < keys; k += LANES / DECODE_ROWS)
+      decode_scores_of(s + r * DECODE_BLOCK, q + r * columns, columns, DECODE_ROWS, b, k, keys, r == 0, type);
   for (; r < rows; r++)
-    for (int k = 0; k < keys; k += LANES) {
-      for (int i = k; r == 0 && i < k + LANES && i < keys; i++) decode_prefetch(b->ahead[i], bytes);
-      decode_scores_of(s + r * DECODE_BLOCK, q + r * columns, columns, 1, b, k, keys, type);
-    }
+    for (int k = 0; k < keys; k += LANES)
+      decode_scores_of(s + r * DECODE_BLOCK, q + r * columns, columns, 1, b, k, keys, r == 0, type);
 }
 static void decode_scores(real *s, const real *q, int rows, int64_t columns, const decode_block *b, int keys) {
   if (b->type == TYPE_F16)
@@ -76,9 +89,10 @@ static void decode_scores(real *s, const real *q, int rows, int64_t columns, con
     decode_scores_as(s, q, rows, columns, b, keys, REAL_TYPE);
 }
 
-/* O[r][c …] = O * rescale[r] + sum over keys of P[r][k] V[k][c …], n rows of `wide` vectors: constants. */
+/* O[r][c …] = O * rescale[r] + sum over keys k0 … k1 - 1 of P[r][k] V[k][c …], n rows of `wide` vectors: constants.
+ * `rescale` NULL: 1. */
 WORD void decode_values_of(real *o, int64_t columns, int64_t c, const real *p, const real *visible, int n, int wide,
-                           const real *rescale, const decode_block *b, int keys, int64_t prefetch_bytes,
+                           const real *rescale, const decode_block *b, int k0, int k1, decode_cursor *ahead,
                            attend_type type) {
   lanes sum[DECODE_ROWS][DECODE_WIDE];
 #pragma GCC unroll 4
@@ -86,8 +100,8 @@ WORD void decode_values_of(real *o, int64_t columns, int64_t c, const real *p, c
 #pragma GCC unroll 4
     for (int v = 0; v < wide; v++) sum[r][v] = lanes_zero();
   int64_t size = (int64_t)attend_type_size(type);
-  for (int k = 0; k < keys; k++) {
-    if (prefetch_bytes) decode_prefetch(b->ahead[k] ? b->ahead[k] + c * size : NULL, prefetch_bytes);
+  for (int k = k0; k < k1; k++) {
+    if (ahead) decode_ask(ahead, columns * size, wide * LANES * size);
     lanes y[DECODE_WIDE];
 #pragma GCC unroll 4
     for (int v = 0; v < wide; v++) y[v] = lanes_load_type(b->rows[k] + (c + v * LANES) * size, LANES, type);
@@ -104,24 +118,28 @@ WORD void decode_values_of(real *o, int64_t columns, int64_t c, const real *p, c
 #pragma GCC unroll 4
     for (int v = 0; v < wide; v++) {
       real *at = o + r * columns + c + v * LANES;
-      lanes_store(at, lanes_fma(lanes_load(at), lanes_set1(rescale[r]), sum[r][v]));
+      lanes_store(at, lanes_fma(lanes_load(at), lanes_set1(rescale ? rescale[r] : 1), sum[r][v]));
     }
 }
 
 WORD void decode_values_as(real *o, int rows, int64_t columns, const real *p, const real *visible, const real *rescale,
                            const decode_block *b, int keys, attend_type type) {
-  int64_t c = 0, bytes = DECODE_WIDE * LANES * (int64_t)attend_type_size(type);
+  for (int k0 = 0; k0 < keys; k0 += DECODE_CHUNK) {
+    int k1 = k0 + DECODE_CHUNK < keys ? k0 + DECODE_CHUNK : keys;
+    decode_cursor ahead = {b->rows + k0 + DECODE_AHEAD, 0, 0};
+    int64_t c = 0;
 #define AT(n, wide)                                                                                                    \
   decode_values_of(o + r * columns, columns, c, p + r * DECODE_BLOCK, visible ? visible + r * DECODE_BLOCK : NULL, n,  \
-                   wide, rescale + r, b, keys, r == 0 ? bytes * wide / DECODE_WIDE : 0, type)
-  for (; c + DECODE_WIDE * LANES <= columns; c += DECODE_WIDE * LANES) {
-    int r = 0;
-    for (; r + DECODE_ROWS <= rows; r += DECODE_ROWS) AT(DECODE_ROWS, DECODE_WIDE);
-    for (; r < rows; r++) AT(1, DECODE_WIDE);
-  }
-  for (; c < columns; c += LANES)
-    for (int r = 0; r < rows; r++) AT(1, 1);
+                   wide, k0 ? NULL : rescale + r, b, k0, k1, r == 0 ? &ahead : NULL, type)
+    for (; c + DECODE_WIDE * LANES <= columns; c += DECODE_WIDE * LANES) {
+      int r = 0;
+      for (; r + DECODE_ROWS <= rows; r += DECODE_ROWS) AT(DECODE_ROWS, DECODE_WIDE);
+      for (; r < rows; r++) AT(1, DECODE_WIDE);
+    }
+    for (; c < columns; c += LANES)
+      for (int r = 0; r < rows; r++) AT(1, 1);
 #undef AT
+  }
 }
 static void decode_values(real *o, int rows, int64_t columns, const real *p, const real *visible, const real *rescale,
                           const decode_block *b, int keys) {
