@@ -11,7 +11,7 @@
 #ifdef __CUDACC__
 #define CALL const __grid_constant__ cuda_call call
 #else
-#define CALL const cuda_call call
+#define CALL const cuda_call &call /* by value gcc notes that its ABI for such alignment changed in 4.6 */
 #endif
 #define PASTE(a, b) a##_##b
 #define SUFFIXED(a, b) PASTE(a, b)
