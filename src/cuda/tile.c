@@ -178,12 +178,13 @@ static attend_status sm90_run(const attend_problem *p, const attend_choice *choi
   void *const *entries = choice->state;
   int entry = is_wide(p) ? WIDE : NARROW;
   int64_t grid = sm90_items(p, &call.tiles);
-  call.tiles.mapped = sm90_maps(p, o, &call);
   cuda_scope scope;
   attend_status status = cuda_enter(p->device.id, &scope);
-  if (!status)
+  if (!status) {
+    call.tiles.mapped = sm90_maps(p, o, &call); /* in the context: the driver looks at the memory */
     status = cuda_launch_shared(entries[entry], grid, sm90_entries[entry].threads, sm90_entries[entry].shared, &call,
                                 stream);
+  }
   cuda_leave(&scope);
   return status;
 }
