@@ -248,6 +248,42 @@ static void indices_on_the_gpu_are_checked_on_request(void **state) {
   in_child(check_indices_on_gpu, NULL);
 }
 
+/* ---- The products of cuBLASLt ------------------------------------------------------------------------------------ */
+
+static void products(void) {
+  call c;
+  make_call(&c, 0);
+  attend_options options = {.backends = ATTEND_BACKEND_MATH};
+  attend_explanation e = {.size = sizeof e};
+  attend_plan *plan;
+  setenv("FAKE_CUDA_FAIL", "cublasLtCreate:1", 1);
+  EXPECT(!attend_explain(ATTEND_FORWARD, &c.args, &options, &e) && !strcmp(e.kernel, "forward_f32_math_cuda"));
+  int declined = 0;
+  for (int i = 0; i < e.candidate_count; i++)
+    declined += strstr(e.candidates[i].reason, "cuBLASLt does not start: status 1") != NULL;
+  EXPECT(declined == 1);
+  setenv("FAKE_CUDA_FAIL", "cublasLtMatmulAlgoGetHeuristic:15", 1);
+  EXPECT(!attend_explain(ATTEND_FORWARD, &c.args, &options, &e) && !strcmp(e.kernel, "forward_f32_math_cuda"));
+
+  setenv("FAKE_CUDA_FAIL", "cublasLtMatmul:13", 1);
+  options.kernel = "forward_f32_math_cublaslt_cuda";
+  EXPECT(attend_forward_once(&c.args, &options) == ATTEND_ERROR_CUDA);
+  EXPECT_WORDS("cuBLASLt says status 13");
+  unsetenv("FAKE_CUDA_FAIL");
+  EXPECT(!attend_plan_create(ATTEND_FORWARD, &c.args, &options, &plan));
+  void *workspace;
+  EXPECT(!cuda_allocate(0, attend_plan_workspace_bytes(plan), &workspace));
+  setenv("FAKE_CUDA_CAPTURE", "1", 1);
+  EXPECT(!attend_forward(plan, &c.args, workspace, attend_plan_workspace_bytes(plan), (void *)&c));
+  unsetenv("FAKE_CUDA_CAPTURE");
+  expect_result(&c, 0);
+  attend_plan_destroy(plan);
+}
+static void products_are_cublaslts_or_ours(void **state) {
+  (void)state;
+  in_child(products, NULL);
+}
+
 /* ---- Sizes of zero, and indices that point nowhere --------------------------------------------------------------- */
 
 /* A tensor on GPU 0 of `count` elements, each `value`, with room to spare; strides are compact. */
@@ -377,6 +413,7 @@ int main(void) {
                                      cmocka_unit_test(capture_needs_no_memory),
                                      cmocka_unit_test(devices_are_the_tensors),
                                      cmocka_unit_test(indices_on_the_gpu_are_checked_on_request),
+                                     cmocka_unit_test(products_are_cublaslts_or_ours),
                                      cmocka_unit_test(nothing_is_a_size),
                                      cmocka_unit_test(the_hardware_is_noticed_once)};
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -190,6 +190,7 @@ typedef struct attend_choice {
   attend_limit before[ATTEND_MOST_KERNELS - 1]; /* those that kernels before it are for: set by attend_choose */
   int before_count;
   void *state;          /* the back-end's own (loaded CUDA functions …), shared and immutable; not freed with the plan */
+  uint64_t own[48];     /* the back-end's own, of this plan */
 } attend_choice;
 
 /* Is a sequence of these lengths left to this kernel? */

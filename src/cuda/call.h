@@ -20,6 +20,21 @@ typedef struct decode_shape {
   decode_source k, v;
 } decode_shape;
 
+/* One step of the math back-end around cuBLASLt's products: a chunk of the heads, in the workspace (product.c). A group
+ * is a head of K and V of a sequence, its members the heads of Q that share it. Matrices are compact, their rows and
+ * columns a multiple of PRODUCT_ALIGNED, with zeros where the tensors have nothing. */
+typedef struct product_step {
+  int64_t group, groups, member, members; /* the first of each, and how many */
+  int64_t queries, keys, head_dim, v_dim; /* rounded up */
+  char *q, *k, *v, *d_out;                /* [groups][members][queries][..] or [groups][keys][..]: the element type */
+  void *scores, *d_probs;                 /* reals [groups][members][queries][keys]: Q K^T, dO V^T */
+  char *probs, *d_scores;                 /* the element type, where that is the type of sums in their place */
+  void *sums, *k_sums, *v_sums;           /* reals, what the products left: of out or d_q, d_k, d_v */
+  int *infinite;                          /* [batch][kv_heads][4]: do q, k, v, d_out hold a NaN or an Inf? */
+  uint32_t operands;                      /* bits of those that are packed, or finished */
+  uint32_t finite;                        /* bits of those that are packed with 0 for NaN and Inf */
+} product_step;
+
 /* With a lower scale, or none above 0, kernels may not keep the largest score in units of it: in f32 it may be 0, and
  * -inf times it NaN. */
 #define CALL_LEAST_SCALE 1e-30
@@ -47,7 +62,10 @@ typedef struct cuda_call {
   attend_problem problem;
   attend_operands operands;
   void *workspace; /* efficient backward: delta, reals [batch][heads][q_len]; decode: the parts of split sequences */
-  decode_shape decode;
+  union {
+    decode_shape decode;
+    product_step product;
+  };
   tile_items tiles;
   tile_map q, k, v; /* forward in tiles on sm_90 where tiles.mapped */
 } cuda_call;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Planning and launching the efficient and math back-ends on CUDA. Both run the same kernels: math adds one that writes
- * the scores and probabilities that were asked for, since materialising what nobody reads would only cost memory. */
+/* Planning and launching the efficient back-end on CUDA, and math where cuBLASLt does not serve (product.c). Both run
+ * the same kernels: math adds one that writes the scores and probabilities that were asked for, since materialising
+ * what nobody reads would only cost memory. */
 #include "efficient.h"
 
 #include "driver.h"
@@ -153,6 +154,9 @@ static bool usable(const attend_kernel_row *row, char reason[ATTEND_REASON_SIZE]
   ROW(f32, TYPE_F32, variant, BACKEND), ROW(f16, TYPE_F16, variant, BACKEND), ROW(bf16, TYPE_BF16, variant, BACKEND),  \
       ROW(f64, TYPE_F64, variant, BACKEND)
 
-static const attend_kernel_row rows[] = {ROWS(efficient, ATTEND_BACKEND_EFFICIENT), ROWS(math, ATTEND_BACKEND_MATH)};
+static const attend_kernel_row efficient_rows[] = {ROWS(efficient, ATTEND_BACKEND_EFFICIENT)};
+static const attend_kernel_row math_rows[] = {ROWS(math, ATTEND_BACKEND_MATH)};
+enum { ROW_COUNT = sizeof math_rows / sizeof *math_rows };
 
-attend_kernel_table cuda_efficient_rows(void) { return (attend_kernel_table){rows, (int)(sizeof rows / sizeof *rows)}; }
+attend_kernel_table cuda_efficient_rows(void) { return (attend_kernel_table){efficient_rows, ROW_COUNT}; }
+attend_kernel_table cuda_math_rows(void) { return (attend_kernel_table){math_rows, ROW_COUNT}; }

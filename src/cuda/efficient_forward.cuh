@@ -89,22 +89,11 @@ WORD void materialise(const cuda_call &call) {
         bool exists = i < s.q_len && j < s.k_len;
         if (exists) attend_visible_range(&p, &s, i, &first, &last);
         bool visible = j >= first && j < last && unmasked(p, s, i, j);
-        real score = (real)-INFINITY, prob = 0;
-        if (exists) {
-          pair_score x = score_of(p, s, i, j, dot[r][c]);
-          real lse = visible && s.probs.data ? load_any(s.lse, i * s.lse_row, p.layout[OPERAND_LSE].type) : 0;
-          if (visible && lse != (real)-INFINITY) prob = exp_of(x.biased - lse);
-          if (p.scores_stage == ATTEND_SCORES_RAW)
-            score = x.raw;
-          else if (p.scores_stage == ATTEND_SCORES_SOFTCAP)
-            score = x.capped;
-          else if (visible)
-            score = x.biased;
-        }
-        if (s.probs.data)
-          store_element(s.probs.data, i * s.probs.row + j * s.probs.col, p.layout[OPERAND_PROBS].type, prob);
-        if (s.scores.data)
-          store_element(s.scores.data, i * s.scores.row + j * s.scores.col, p.layout[OPERAND_SCORES].type, score);
+        if (s.scores.data) return_score(p, s, i, j, exists, visible, dot[r][c]);
+        if (!s.probs.data) continue;
+        real lse = visible ? load_any(s.lse, i * s.lse_row, p.layout[OPERAND_LSE].type) : (real)-INFINITY;
+        real prob = lse == (real)-INFINITY ? 0 : exp_of(score_of(p, s, i, j, dot[r][c]).biased - lse);
+        store_element(s.probs.data, i * s.probs.row + j * s.probs.col, p.layout[OPERAND_PROBS].type, prob);
       }
   }
 }

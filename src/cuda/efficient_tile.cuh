@@ -158,18 +158,13 @@ WORD void tile_finish_scores(real scores[ROWS][COLS], real (*d_capped)[COLS], bo
   }
 }
 
-/* w[r][c] *= keep / (1 - dropout). Two neighbouring columns share a word of a draw. */
+/* w[r][c] *= keep / (1 - dropout). */
 WORD void tile_drop(real w[ROWS][COLS], const attend_problem &p, const attend_slice &s, int64_t q0, int64_t k0) {
   if (!p.dropout_threshold) return;
   for (int r = 0; r < ROWS; r++)
-    for (int c = 0; c < COLS; c += 2) {
-      int64_t i = q0 + ROWS * thread_y() + r, j = k0 + COLS * thread_x() + c, block = 4 * (j >> 5) + (j >> 1 & 3);
-      uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32), (uint32_t)i, (uint32_t)(i >> 32)}, word[4];
-      attend_philox(counter, s.dropout_key, word);
-      uint32_t draw = j & 16 ? (j & 8 ? word[3] : word[2]) : (j & 8 ? word[1] : word[0]);
-      w[r][c] *= (draw & 0xFFFF) >= p.dropout_threshold ? (real)p.dropout_scale : 0;
-      w[r][c + 1] *= draw >> 16 >= p.dropout_threshold ? (real)p.dropout_scale : 0;
-    }
+    for (int c = 0; c < COLS; c += 2)
+      drop_pair(w[r][c], w[r][c + 1], (real)p.dropout_scale, p, s, q0 + ROWS * thread_y() + r,
+                k0 + COLS * thread_x() + c);
 }
 
 /* The keys, in whole tiles, that some query of the tile at q0 may see. */

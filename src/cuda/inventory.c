@@ -21,6 +21,8 @@ static void join(void) {
   append(cuda_tile_backward_rows());
   append(cuda_split_rows());
   append(cuda_efficient_rows());
+  append(cuda_product_rows());
+  append(cuda_math_rows());
 }
 
 attend_kernel_table attend_cuda_kernels(void) {

@@ -11,5 +11,7 @@ attend_kernel_table cuda_tile_rows(void);
 attend_kernel_table cuda_tile_backward_rows(void);
 attend_kernel_table cuda_split_rows(void);
 attend_kernel_table cuda_efficient_rows(void);
+attend_kernel_table cuda_product_rows(void);
+attend_kernel_table cuda_math_rows(void);
 
 #endif

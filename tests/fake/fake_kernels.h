@@ -27,7 +27,10 @@ fake_kernels fake_kernels_f32(), fake_kernels_f16(), fake_kernels_bf16(), fake_k
       FAKE_NAMED(backward_delta_kernel_##type), FAKE_NAMED(backward_keys_narrow_##type),                               \
       FAKE_NAMED(backward_keys_wide_##type), FAKE_NAMED(backward_queries_narrow_##type),                               \
       FAKE_NAMED(backward_queries_wide_##type), FAKE_NAMED(backward_bias_kernel_##type),                               \
-      FAKE_NAMED(backward_sink_kernel_##type)
+      FAKE_NAMED(backward_sink_kernel_##type), FAKE_NAMED(product_pack_kernel_##type),                                 \
+      FAKE_NAMED(product_probs_plain_##type), FAKE_NAMED(product_probs_general_##type),                                \
+      FAKE_NAMED(product_gradients_plain_##type), FAKE_NAMED(product_gradients_general_##type),                        \
+      FAKE_NAMED(product_finish_kernel_##type), FAKE_NAMED(product_clear_kernel_##type)
 
 #define FAKES_SHORT(type)                                                                                              \
   FAKE_NAMED(short_forward_8_##type), FAKE_NAMED(short_forward_16_##type), FAKE_NAMED(short_forward_32_##type),        \
