@@ -20,7 +20,7 @@
 /* Usual sizes: with a batch of 32, tiles are so large that a chunk's few heads leave multiprocessors idle (dQ of 32
  * heads 2048 x 64 in bf16: 351 us instead of 142); from 2 to 16 it makes no difference. */
 enum { OLDEST_CAPABILITY = 75, USUAL = 2048, USUAL_BATCH = 4, MOST_GROUPS = 65535 };
-static const int64_t CHUNK_BYTES = (int64_t)256 << 20, MOST_BYTES = (int64_t)4 << 30; /* of scores */
+static const int64_t CHUNK_BYTES = (int64_t)256 << 20, MOST_BYTES = (int64_t)4 << 30;
 
 typedef enum entry_id {
   PACK,
@@ -66,10 +66,21 @@ static char *take(char *workspace, int64_t *at, int64_t bytes) {
   return workspace ? workspace + from : NULL;
 }
 
+/* What a chunk holds for a pair: its scores, and matrices that outweigh them where there are few queries or keys. */
+static double pair_bytes(const attend_problem *p) {
+  bool backward = p->direction == ATTEND_BACKWARD;
+  double head_dim = (double)round_up(p->head_dim, PRODUCT_ALIGNED), v_dim = (double)round_up(p->v_dim, PRODUCT_ALIGNED);
+  double size = (double)element_size(p), real = (double)real_size(p);
+  double query = head_dim * size + (backward ? v_dim * size + head_dim * real : v_dim * real);
+  double key = (head_dim + v_dim) * (size + (backward ? real : 0));
+  return score_bytes(p) + (double)round_up(p->q_len, PRODUCT_ALIGNED) * query +
+         (double)round_up(p->k_len, PRODUCT_ALIGNED) * key;
+}
+
 /* The largest chunk; its matrices lie in the workspace one behind the other. Returns where they end. */
 static int64_t lay_out(const attend_problem *p, char *workspace, product_step *m) {
   bool backward = p->direction == ATTEND_BACKWARD;
-  int64_t group = attend_group(p), all = p->batch * p->kv_heads, pairs = (int64_t)(CHUNK_BYTES / score_bytes(p));
+  int64_t group = attend_group(p), all = p->batch * p->kv_heads, pairs = (int64_t)((double)CHUNK_BYTES / pair_bytes(p));
   *m = (product_step){.queries = round_up(p->q_len, PRODUCT_ALIGNED),
                       .keys = round_up(p->k_len, PRODUCT_ALIGNED),
                       .head_dim = round_up(p->head_dim, PRODUCT_ALIGNED),
