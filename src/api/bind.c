@@ -9,15 +9,14 @@
 #include <string.h>
 
 void attend_expect(attend_plan *plan) {
-  static const attend_dtype dtypes[] = {{0, 0, 0},  {2, 32, 1}, {2, 16, 1}, {4, 16, 1},
-                                        {2, 64, 1}, {6, 8, 1},  {0, 32, 1}, {0, 64, 1}};
   plan->operands = 0;
   for (operand_id id = 0; id < OPERAND_COUNT; id++) {
     const attend_layout *layout = &plan->problem.layout[id];
     if (layout->type == TYPE_NONE) continue;
     plan->operand[plan->operands++] = id;
     attend_expected *e = &plan->expected[id];
-    *e = (attend_expected){.dtype = dtypes[layout->type], .compact = true, .alignment = attend_type_size(layout->type)};
+    *e = (attend_expected){
+        .dtype = dtype_of[layout->type], .compact = true, .alignment = attend_type_size(layout->type)};
     for (int i = 0; i < plan->ndim[id]; i++) e->empty = e->empty || plan->shape[id][i] == 0;
     int64_t step = 1;
     for (int i = plan->ndim[id] - 1; i >= 0; i--) {

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct text {
   char s[128];
@@ -21,26 +22,13 @@ static inline text list(const int64_t *sizes, int count) {
   return t;
 }
 
+static const attend_dtype dtype_of[] = {{0, 0, 0},  {2, 32, 1}, {2, 16, 1}, {4, 16, 1}, /* by attend_type */
+                                        {2, 64, 1}, {6, 8, 1},  {0, 32, 1}, {0, 64, 1}};
+
 static inline attend_type type_of(attend_dtype d) {
-  if (d.lanes != 1) return TYPE_NONE;
-  switch (d.code << 8 | d.bits) {
-  case 2 << 8 | 32:
-    return TYPE_F32;
-  case 2 << 8 | 16:
-    return TYPE_F16;
-  case 4 << 8 | 16:
-    return TYPE_BF16;
-  case 2 << 8 | 64:
-    return TYPE_F64;
-  case 6 << 8 | 8:
-    return TYPE_BOOL;
-  case 0 << 8 | 32:
-    return TYPE_I32;
-  case 0 << 8 | 64:
-    return TYPE_I64;
-  default:
-    return TYPE_NONE;
-  }
+  for (attend_type type = TYPE_F32; type <= TYPE_I64; type++)
+    if (!memcmp(&d, &dtype_of[type], sizeof d)) return type;
+  return TYPE_NONE;
 }
 
 static const char *const type_names[] = {"no type", "f32", "f16", "bf16", "f64", "bool", "i32", "i64"};
