@@ -35,6 +35,11 @@ struct attend_plan {
 extern const char *const attend_operand_names[OPERAND_COUNT];
 void attend_args_tensors(const attend_args *args, const attend_tensor *tensors[OPERAND_COUNT]);
 
+/* Where a tensor's first element is: of any tensor, one that is yet to be checked too, whose sum may wrap around. */
+ATTEND_INLINE void *attend_first_element(const attend_tensor *t) {
+  return (void *)((uintptr_t)t->data + (uintptr_t)t->byte_offset);
+}
+
 /* Copy a caller's struct of its own version into the current one (missing fields zero); fails if the caller's is newer
  * and sets fields that this library does not know. */
 attend_status attend_read_args(const attend_args *caller, attend_args *args);

@@ -418,7 +418,7 @@ static int64_t lowest_bit(int64_t bytes) { return bytes ? bytes & -bytes : ATTEN
 
 /* Alignment that a data pointer gives, at most ATTEND_WORKSPACE_ALIGNMENT. */
 static int64_t pointer_alignment(const attend_tensor *t) {
-  int64_t a = lowest_bit((int64_t)((uintptr_t)t->data + (uintptr_t)t->byte_offset));
+  int64_t a = lowest_bit((int64_t)(uintptr_t)attend_first_element(t));
   return a < ATTEND_WORKSPACE_ALIGNMENT ? a : ATTEND_WORKSPACE_ALIGNMENT;
 }
 

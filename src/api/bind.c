@@ -100,10 +100,10 @@ attend_status attend_bind(const attend_plan *plan, const attend_args *args, atte
     if (!t[id]->data)
       return attend_fail(ATTEND_ERROR_NULL, "%s: data is NULL, expected %d dimensions of elements", name,
                          (int)t[id]->ndim);
-    char *data = (char *)t[id]->data + t[id]->byte_offset;
+    void *data = attend_first_element(t[id]);
     if ((uintptr_t)data & (e->alignment - 1))
       return attend_fail(ATTEND_ERROR_ALIGNMENT, "%s: expected data aligned to %zu bytes%s, got %p", name,
-                         (size_t)e->alignment, e->chosen ? ", as when the plan was made" : "", (void *)data);
+                         (size_t)e->alignment, e->chosen ? ", as when the plan was made" : "", data);
     operands->data[id] = data;
   }
   return given == plan->operands ? ATTEND_OK : refuse_others(plan, t);

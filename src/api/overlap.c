@@ -162,7 +162,7 @@ void attend_remember_distinct(attend_plan *plan, const attend_args *args) {
     operand_id id = plan->operand[i];
     if (plan->expected[id].empty) continue;
     if (!t[id]->data) return;
-    data[id] = (char *)t[id]->data + t[id]->byte_offset;
+    data[id] = attend_first_element(t[id]);
   }
   if (!find_overlap(plan, data, &out, &other)) memcpy(plan->distinct, data, sizeof data);
 }

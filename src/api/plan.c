@@ -175,7 +175,7 @@ static int64_t longest(const attend_tensor *offsets) {
       !offsets->data)
     return 0;
   int64_t stride = offsets->strides ? offsets->strides[0] : 1, most = 0;
-  const char *data = (const char *)offsets->data + offsets->byte_offset;
+  const void *data = attend_first_element(offsets);
   for (int64_t b = 0; b + 1 < offsets->shape[0]; b++) {
     attend_type type = i64 ? TYPE_I64 : TYPE_I32;
     int64_t first = attend_load_index(data, b * stride, type), last = attend_load_index(data, (b + 1) * stride, type);
