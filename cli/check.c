@@ -233,15 +233,13 @@ int cli_check(int argc, char **argv) {
   uint64_t seed = r.has_seed ? r.seed : (uint64_t)time(NULL);
   int failed = 0, passed = 0, skipped = 0, known = 0;
   cJSON *json = cJSON_CreateArray();
-  if (!r.json)
-    printf("seed %llu\n%-36s %-5s %7s %12s  %s\n", (unsigned long long)seed, "kernel", "type", "cases", "worst/gate",
-           "");
   attend_kernel k = {.size = sizeof k};
   for (int64_t i = 0; attend_kernel_at(i, &k) == ATTEND_OK; i++) {
     if (k.backend == ATTEND_BACKEND_REFERENCE || (r.options.backends && !(k.backend & r.options.backends)) ||
         (r.options.kernel && strcmp(r.options.kernel, k.name)) || (r.has_device && r.device.type != k.device))
       continue;
-    known++;
+    if (known++ == 0 && !r.json)
+      printf("seed %llu\n%-36s %-5s %7s %12s\n", (unsigned long long)seed, "kernel", "type", "cases", "worst/gate");
     if (!k.usable) {
       skipped++;
       if (!r.json) printf("%-36s %-5s skipped: %s\n", k.name, cli_dtype_name(k.dtype), k.reason);

@@ -112,8 +112,6 @@ static attend_status check_sizes(checker *c) {
                        p->ragged_q ? "k_offsets" : "q_offsets", p->ragged_q ? "q_offsets" : "k_offsets");
   if (p->paged && !c->t[OPERAND_KV_LEN])
     return attend_fail(ATTEND_ERROR_NULL, "kv_len: a block_table (paged keys) needs the sequences' lengths, got NULL");
-  if (p->paged && p->direction == ATTEND_BACKWARD)
-    return attend_fail(ATTEND_ERROR_OPTION, "block_table: paged keys are for forward only, got backward");
 
   int q_rank = p->ragged_q ? 3 : 4;
   if (ndim[OPERAND_Q] != q_rank)
@@ -345,6 +343,8 @@ static attend_status check_presence(const checker *c) {
   for (int i = 0; i < 4; i++)
     if (!c->t[forward_needs[i]])
       return attend_fail(ATTEND_ERROR_NULL, "%s: expected a tensor, got NULL", attend_operand_names[forward_needs[i]]);
+  if (backward && c->t[OPERAND_BLOCK_TABLE])
+    return attend_fail(ATTEND_ERROR_OPTION, "block_table: paged keys are for forward only, got backward");
   for (int i = 0; backward && i < 2; i++)
     if (!c->t[backward_needs[i]])
       return attend_fail(ATTEND_ERROR_NULL, "%s: backward needs it, got NULL", attend_operand_names[backward_needs[i]]);
