@@ -195,6 +195,7 @@ static void sink_item(void *context, int worker, int64_t h) {
     for (int64_t i0 = 0; i0 < s.q_len; i0 += TILE_LANES) {
       int rows = s.q_len - i0 < TILE_LANES ? (int)(s.q_len - i0) : TILE_LANES;
       pack_transposed(w.d_out_t, &s.d_out, i0, rows, p->v_dim, 1, p->type);
+      make_words(w.d_out_t, p->v_dim);
       load_delta(p, &s, i0, rows, w.d_out_t, w.d_q_t, w.delta);
       for (int l = 0; l < rows; l++) {
         double lse = attend_load(s.lse, (i0 + l) * s.lse_row, p->layout[OPERAND_LSE].type);

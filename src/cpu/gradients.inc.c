@@ -134,14 +134,16 @@ static void load_rows_across(real *out, const attend_matrix *m, int64_t i0, int 
   }
 }
 
-/* delta of `rows` queries, their dOT packed in d_out_t; `o` has room for their OT. */
+/* delta of `rows` queries, their dOT in words in d_out_t; `o` has room for their OT. The sum takes the steps of dP's:
+ * where a row sees one key, O is its V, and dP - delta is 0 exactly. */
 static void load_delta(const attend_problem *p, const attend_slice *s, int64_t i0, int rows, const real *d_out_t,
                        real *o, real delta[TILE_LANES]) {
   pack_transposed(o, &s->out, i0, rows, p->v_dim, 1, p->type);
+  make_words(o, p->v_dim);
   for (int v = 0; v < TILE_LANES; v += LANES) {
     lanes sum = lanes_zero();
-    for (int64_t d = 0; d < p->v_dim; d++)
-      sum = lanes_fma(lanes_load(d_out_t + d * TILE_LANES + v), lanes_load(o + d * TILE_LANES + v), sum);
+    for (int64_t d = 0; d < words(p->v_dim); d++)
+      sum = tile_step(lanes_load(o + d * TILE_LANES + v), lanes_load(d_out_t + d * TILE_LANES + v), sum);
     lanes_store(delta + v, sum);
   }
   for (int l = 0; s->d_lse && l < rows; l++)
@@ -158,9 +160,9 @@ static gradient_rows load_gradient_rows(const attend_problem *p, const attend_sl
     real *d_out = w->d_out_t + g * round_up(p->v_dim, TILE_TERMS);
     pack_transposed(query, &s->q, i0 + g, n, p->head_dim, TILE_TERMS == 1 ? score_factor(p) : 1, p->type);
     pack_transposed(d_out, &s->d_out, i0 + g, n, p->v_dim, 1, p->type);
-    load_delta(p, s, i0 + g, n, d_out, w->d_q_t, w->delta + g);
     make_words(query, p->head_dim);
     make_words(d_out, p->v_dim);
+    load_delta(p, s, i0 + g, n, d_out, w->d_q_t, w->delta + g);
   }
   for (int l = 0; l < q.width; l++) {
     double lse = l < rows ? LOG2_E * attend_load(s->lse, (i0 + l) * s->lse_row, p->layout[OPERAND_LSE].type) : 0;
