@@ -68,8 +68,9 @@ static box box_of(const attend_plan *plan, operand_id id, const void *data) {
   box x = {.element = (int64_t)attend_type_size(plan->problem.layout[id].type)};
   int64_t below = 0, above = x.element;
   for (int i = 0; i < plan->ndim[id]; i++) {
-    int64_t size = plan->shape[id][i], step = plan->strides[id][i] * x.element;
-    if (size <= 1) continue;
+    int64_t size = plan->shape[id][i];
+    if (size <= 1) continue; /* its stride may be anything */
+    int64_t step = plan->strides[id][i] * x.element;
     if (step < 0)
       below += (size - 1) * step, step = -step;
     else
