@@ -53,13 +53,15 @@ static struct {
                   layout *result_layout, const cublaslt_algorithm *algorithm, void *workspace, size_t bytes,
                   void *stream);
 } library;
-static bool available;
-static char unavailable[ATTEND_REASON_SIZE];
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int version = -1; /* of `library`: index into versions; -1: none has started yet */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void *handles[MAX_DEVICES]; /* kept for the life of the process; used by any thread */
 
-static void find_library(void) {
+static const char *const versions[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
+enum { VERSIONS = sizeof versions / sizeof *versions };
+
+/* Fill `library`; false with the reason, which stays as it was where there is none of this version. */
+static bool open_version(int wanted, char reason[ATTEND_REASON_SIZE]) {
   static const char *const names[] = {"cublasLtCreate",
                                       "cublasLtMatmulDescInit_internal",
                                       "cublasLtMatmulDescSetAttribute",
@@ -72,17 +74,36 @@ static void find_library(void) {
                                       "cublasLtMatmul"};
   enum { COUNT = sizeof names / sizeof *names };
   _Static_assert(sizeof library == COUNT * sizeof(void *), "one name for each entry point, in the order of library");
-  void *found = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL), *entries[COUNT];
-  if (!found) found = dlopen("libcublasLt.so.12", RTLD_NOW | RTLD_LOCAL);
-  if (!found) snprintf(unavailable, sizeof unavailable, "neither libcublasLt.so.13 nor .12 on this machine");
-  for (int i = 0; i < COUNT && found; i++) {
+  void *found = dlopen(versions[wanted], RTLD_NOW | RTLD_LOCAL), *entries[COUNT];
+  if (!found) return false;
+  for (int i = 0; i < COUNT; i++) {
     entries[i] = dlsym(found, names[i]);
     if (entries[i]) continue;
-    snprintf(unavailable, sizeof unavailable, "libcublasLt lacks %s", names[i]);
-    return;
+    snprintf(reason, ATTEND_REASON_SIZE, "%s lacks %s", versions[wanted], names[i]);
+    return false;
   }
-  if (found) memcpy(&library, entries, sizeof library);
-  available = found != NULL;
+  memcpy(&library, entries, sizeof library);
+  return true;
+}
+
+/* The device's handle, made in its current context; NULL with the reason. The first decides on the version: the newest
+ * that starts, since one that is too new for the driver may stand beside an older one. */
+static void *start(int ordinal, char reason[ATTEND_REASON_SIZE]) {
+  pthread_mutex_lock(&lock);
+  void **handle = &handles[ordinal];
+  if (version < 0) snprintf(reason, ATTEND_REASON_SIZE, "neither libcublasLt.so.13 nor .12 on this machine");
+  for (int i = 0; i < VERSIONS && !*handle; i++) {
+    if (version < 0 ? !open_version(i, reason) : i != version) continue;
+    int error = library.create(handle);
+    if (!error) {
+      version = i;
+      break;
+    }
+    *handle = NULL;
+    snprintf(reason, ATTEND_REASON_SIZE, "cuBLASLt does not start: status %d", error);
+  }
+  pthread_mutex_unlock(&lock);
+  return *handle;
 }
 
 /* How cuBLASLt is told of a product. */
@@ -115,38 +136,25 @@ static int describe(description *x, const cublaslt_product *p) {
   return error;
 }
 
-static int handle_of(int ordinal, void **handle) {
-  cuda_scope scope;
-  if (ordinal >= MAX_DEVICES || cuda_enter(ordinal, &scope)) return -1;
-  pthread_mutex_lock(&lock);
-  int error = handles[ordinal] ? 0 : library.create(&handles[ordinal]);
-  if (error) handles[ordinal] = NULL;
-  *handle = handles[ordinal];
-  pthread_mutex_unlock(&lock);
-  cuda_leave(&scope);
-  return error;
-}
-
 bool cublaslt_choose(int ordinal, const cublaslt_product *usual, const cublaslt_product *actual,
                      cublaslt_algorithm *algorithm, size_t *workspace_bytes, char reason[ATTEND_REASON_SIZE]) {
-  pthread_once(&once, find_library);
-  if (!available) {
-    memcpy(reason, unavailable, ATTEND_REASON_SIZE);
-    return false;
-  }
-  void *handle;
   description x, y;
   preference wish;
   heuristic_result result = {0};
   uint64_t bytes = 0;
   uint32_t reductions = 0; /* CUBLASLT_REDUCTION_SCHEME_NONE alone */
-  int count = 0, error = handle_of(ordinal, &handle);
+  int count = 0;
   cuda_scope scope;
-  if (error || cuda_enter(ordinal, &scope)) {
-    snprintf(reason, ATTEND_REASON_SIZE, "cuBLASLt does not start: status %d", error);
+  if (ordinal >= MAX_DEVICES || cuda_enter(ordinal, &scope)) {
+    snprintf(reason, ATTEND_REASON_SIZE, "cuBLASLt is not started on this GPU");
     return false;
   }
-  error = describe(&x, usual);
+  void *handle = start(ordinal, reason);
+  if (!handle) {
+    cuda_leave(&scope);
+    return false;
+  }
+  int error = describe(&x, usual);
   if (!error) error = describe(&y, actual);
   if (!error) error = library.preference_init(&wish, sizeof wish);
   if (!error) error = library.preference_set(&wish, PREFER_WORKSPACE, &bytes, sizeof bytes);

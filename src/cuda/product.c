@@ -19,7 +19,7 @@
 
 /* Usual sizes: with a batch of 32, tiles are so large that a chunk's few heads leave multiprocessors idle (dQ of 32
  * heads 2048 x 64 in bf16: 351 us instead of 142); from 2 to 16 it makes no difference. */
-enum { OLDEST_CAPABILITY = 75, USUAL = 2048, USUAL_BATCH = 4, MOST_GROUPS = 65535 };
+enum { OLDEST_CAPABILITY = 75, USUAL = 2048, USUAL_BATCH = 4, MOST_GROUPS = 65535, TERMS = 64 };
 static const int64_t CHUNK_BYTES = (int64_t)256 << 20, MOST_BYTES = (int64_t)4 << 30;
 
 typedef enum entry_id {
@@ -54,9 +54,15 @@ static bool narrow(const attend_problem *p) { return element_size(p) < real_size
 
 /* ---- The workspace ----------------------------------------------------------------------------------------------- */
 
+/* Columns of scores. Kernels for GPUs before Hopper start a sum with the terms that do not fill a step, of at most
+ * TERMS: where sequences have lengths of their own, longer ones beside a sequence must not change which those are. */
+static int64_t padded_keys(const attend_problem *p) {
+  return round_up(p->k_len, attend_has(p, OPERAND_KV_LEN) ? TERMS : PRODUCT_ALIGNED);
+}
+
 /* Bytes of a pair's scores in all their forms. */
 static double score_bytes(const attend_problem *p) {
-  double pairs = (double)round_up(p->q_len, PRODUCT_ALIGNED) * (double)round_up(p->k_len, PRODUCT_ALIGNED);
+  double pairs = (double)round_up(p->q_len, PRODUCT_ALIGNED) * (double)padded_keys(p);
   return pairs * (double)(real_size(p) + (narrow(p) ? element_size(p) : 0)) * (p->direction == ATTEND_BACKWARD ? 2 : 1);
 }
 
@@ -73,8 +79,7 @@ static double pair_bytes(const attend_problem *p) {
   double size = (double)element_size(p), real = (double)real_size(p);
   double query = head_dim * size + (backward ? v_dim * size + head_dim * real : v_dim * real);
   double key = (head_dim + v_dim) * (size + (backward ? real : 0));
-  return score_bytes(p) + (double)round_up(p->q_len, PRODUCT_ALIGNED) * query +
-         (double)round_up(p->k_len, PRODUCT_ALIGNED) * key;
+  return score_bytes(p) + (double)round_up(p->q_len, PRODUCT_ALIGNED) * query + (double)padded_keys(p) * key;
 }
 
 /* The largest chunk; its matrices lie in the workspace one behind the other. Returns where they end. */
@@ -82,7 +87,7 @@ static int64_t lay_out(const attend_problem *p, char *workspace, product_step *m
   bool backward = p->direction == ATTEND_BACKWARD;
   int64_t group = attend_group(p), all = p->batch * p->kv_heads, pairs = (int64_t)((double)CHUNK_BYTES / pair_bytes(p));
   *m = (product_step){.queries = round_up(p->q_len, PRODUCT_ALIGNED),
-                      .keys = round_up(p->k_len, PRODUCT_ALIGNED),
+                      .keys = padded_keys(p),
                       .head_dim = round_up(p->head_dim, PRODUCT_ALIGNED),
                       .v_dim = round_up(p->v_dim, PRODUCT_ALIGNED)};
   m->members = most(least(pairs, group), 1);
