@@ -7,8 +7,6 @@
 #include "driver.h"
 #include "rows.h"
 
-#include <stdio.h>
-
 enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16 };
 
 typedef enum entry_id {
@@ -71,16 +69,9 @@ static const char *refusal(const attend_problem *p) {
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                  char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  const char *refused = refusal(p);
-  if (refused) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, refusal(p), reason) ||
+      !cuda_load(p->device.id, "decode", p->type, entry_names, ENTRY_COUNT, kernels[p->type], reason))
     return false;
-  }
-  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
-  if (cuda_load(p->device.id, "decode", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
-    return false;
-  }
   choice->tile_q = decode_rows(p);
   choice->tile_k = DECODE_KEYS;
   choice->splits = by_spans(p) ? decode_most_spans(p) : decode_most_parts(p);

@@ -98,6 +98,11 @@ attend_status cuda_status(int error, const char *doing) {
                      "%s: the CUDA driver says %s (%d): %s", doing, name, error, words);
 }
 
+bool cuda_agrees(attend_status status, char reason[ATTEND_REASON_SIZE]) {
+  if (status) snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+  return !status;
+}
+
 attend_status cuda_enter(int ordinal, cuda_scope *scope) {
   char reason[ATTEND_REASON_SIZE];
   scope->pushed = false;
@@ -143,10 +148,10 @@ int cuda_multiprocessors(int ordinal) {
   return count;
 }
 
-attend_status cuda_allow_shared(int ordinal, void *kernel, unsigned bytes) {
+bool cuda_allow_shared(int ordinal, void *kernel, unsigned bytes, char reason[ATTEND_REASON_SIZE]) {
   int device, error = driver.device_get(&device, ordinal);
   if (!error) error = driver.kernel_attribute(ATTRIBUTE_MOST_SHARED, (int)bytes, kernel, device);
-  return cuda_status(error, "allowing shared memory");
+  return cuda_agrees(cuda_status(error, "allowing shared memory"), reason);
 }
 
 attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const void *arguments, void *stream) {

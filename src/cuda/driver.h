@@ -63,6 +63,8 @@ const cuda_driver *cuda_driver_get(char reason[ATTEND_REASON_SIZE]);
 
 /* ATTEND_OK if error is 0; else the driver's words, OUT_OF_MEMORY where that is what they say. */
 attend_status cuda_status(int error, const char *doing);
+/* That status as the answer of a plan: false with its message as the reason. */
+bool cuda_agrees(attend_status status, char reason[ATTEND_REASON_SIZE]);
 
 /* Make a context of device `ordinal` current: the caller's if it is one, else the primary one, which is retained for
  * the life of the process. Pair with cuda_leave. */
@@ -72,15 +74,18 @@ typedef struct cuda_scope {
 attend_status cuda_enter(int ordinal, cuda_scope *scope);
 void cuda_leave(cuda_scope *scope);
 
-/* Is there a driver, and are there images? Can device `ordinal`, if its compute capability is at least `oldest`, run
- * them? Otherwise the reason. */
+/* Is there a driver, and are there images? Otherwise the reason. */
 bool cuda_usable(char reason[ATTEND_REASON_SIZE]);
-bool cuda_serves(int ordinal, int oldest, char reason[ATTEND_REASON_SIZE]);
+
+/* May a plan go on? Not if the problem is `refused` (NULL: it is not), nor if device `ordinal` cannot run the images or
+ * its compute capability is below `oldest`: then the reason. */
+bool cuda_serves(int ordinal, int oldest, const char *refused, char reason[ATTEND_REASON_SIZE]);
 
 /* Kernels names[i]_<type> of image family_<type> (a source file's name without .cu), loaded into the context of device
- * `ordinal`, ready to be launched without allocation. Handles serve every device: kernels[] is filled once. */
-attend_status cuda_load(int ordinal, const char *family, attend_type type, const char *const *names, int count,
-                        void **kernels);
+ * `ordinal`, ready to be launched without allocation. Handles serve every device: kernels[] is filled once. Otherwise
+ * what the driver said against it. */
+bool cuda_load(int ordinal, const char *family, attend_type type, const char *const *names, int count, void **kernels,
+               char reason[ATTEND_REASON_SIZE]);
 
 /* Which image serves compute capability `capability` (10 * major + minor): "sm_80", "ptx sm_90"; false with the reason
  * if none does, or the library holds none. */
@@ -98,7 +103,7 @@ attend_status cuda_launch(void *kernel, int64_t blocks, unsigned threads, const 
 /* The same with dynamic shared memory. More than 48 KB a block must be allowed on the device beforehand. */
 attend_status cuda_launch_shared(void *kernel, int64_t blocks, unsigned threads, unsigned shared_bytes,
                                  const void *arguments, void *stream);
-attend_status cuda_allow_shared(int ordinal, void *kernel, unsigned bytes);
+bool cuda_allow_shared(int ordinal, void *kernel, unsigned bytes, char reason[ATTEND_REASON_SIZE]);
 
 /* cuda_launch for a kernel that calls word_wait_before before it touches memory: where driver, hardware and image can,
  * its blocks come to the multiprocessors while the kernel before it in the stream still ends. */

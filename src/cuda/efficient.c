@@ -7,8 +7,6 @@
 #include "driver.h"
 #include "rows.h"
 
-#include <stdio.h>
-
 enum { OLDEST_CAPABILITY = 75 };
 
 typedef enum entry_id {
@@ -41,15 +39,11 @@ static bool wide(const attend_problem *p, int64_t width) { return width > 64 && 
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                  char reason[ATTEND_REASON_SIZE]) {
   bool returns = attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES);
-  if (returns && row->backend != ATTEND_BACKEND_MATH) {
-    snprintf(reason, ATTEND_REASON_SIZE, "probs and scores come from the math back-end");
+  const char *refused =
+      returns && row->backend != ATTEND_BACKEND_MATH ? "probs and scores come from the math back-end" : NULL;
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, refused, reason) ||
+      !cuda_load(p->device.id, "efficient", p->type, entry_names, ENTRY_COUNT, kernels[p->type], reason))
     return false;
-  }
-  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
-  if (cuda_load(p->device.id, "efficient", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
-    return false;
-  }
   int64_t rows = p->ragged_q ? p->q_total : p->batch * p->q_len, values = 0;
   if (row->direction == ATTEND_BACKWARD)
     values = p->batch * p->q_len; /* delta */

@@ -83,8 +83,12 @@ bool cuda_usable(char reason[ATTEND_REASON_SIZE]) {
   return held;
 }
 
-bool cuda_serves(int ordinal, int oldest, char reason[ATTEND_REASON_SIZE]) {
+bool cuda_serves(int ordinal, int oldest, const char *refused, char reason[ATTEND_REASON_SIZE]) {
   char name[ATTEND_NAME_SIZE];
+  if (refused) {
+    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+    return false;
+  }
   int capability = cuda_capability(ordinal);
   if (!capability) {
     snprintf(reason, ATTEND_REASON_SIZE, "the CUDA driver sees no GPU %d", ordinal);
@@ -98,14 +102,14 @@ bool cuda_serves(int ordinal, int oldest, char reason[ATTEND_REASON_SIZE]) {
   return cuda_image_for(capability, name, reason);
 }
 
-attend_status cuda_load(int ordinal, const char *family, attend_type type, const char *const *names, int count,
-                        void **kernels) {
+bool cuda_load(int ordinal, const char *family, attend_type type, const char *const *names, int count, void **kernels,
+               char reason[ATTEND_REASON_SIZE]) {
   static const char *const types[] = {[TYPE_F32] = "f32", [TYPE_F16] = "f16", [TYPE_BF16] = "bf16", [TYPE_F64] = "f64"};
   char image_name[32], name[64];
   snprintf(image_name, sizeof image_name, "%s_%s", family, types[type]);
   cuda_scope scope;
   attend_status status = cuda_enter(ordinal, &scope);
-  if (status) return status;
+  if (!cuda_agrees(status, reason)) return false;
   const cuda_driver *driver = cuda_driver_get(NULL);
   void *library = NULL;
   pthread_mutex_lock(&lock);
@@ -119,5 +123,5 @@ attend_status cuda_load(int ordinal, const char *family, attend_type type, const
   }
   pthread_mutex_unlock(&lock);
   cuda_leave(&scope);
-  return cuda_status(error, "loading a kernel");
+  return cuda_agrees(cuda_status(error, "loading a kernel"), reason);
 }

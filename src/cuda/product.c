@@ -15,8 +15,6 @@
 #include "efficient.h"
 #include "rows.h"
 
-#include <stdio.h>
-
 /* Usual sizes: with a batch of 32, tiles are so large that a chunk's few heads leave multiprocessors idle (dQ of 32
  * heads 2048 x 64 in bf16: 351 us instead of 142); from 2 to 16 it makes no difference. */
 enum { OLDEST_CAPABILITY = 75, USUAL = 2048, USUAL_BATCH = 4, MOST_GROUPS = 65535, TERMS = 64 };
@@ -162,25 +160,19 @@ static bool needs(const attend_problem *p, product_id id) {
 
 /* ---- Planning ---------------------------------------------------------------------------------------------------- */
 
+/* Why these kernels cannot serve a problem; NULL: they can. */
+static const char *refusal(const attend_problem *p) {
+  if (p->ragged_q || p->ragged_k || p->paged) return "not for ragged batches and paged K and V";
+  if (!p->batch || !p->heads || !p->q_len || !p->k_len || !p->head_dim || !p->v_dim) return "not for sizes of zero";
+  return score_bytes(p) > (double)MOST_BYTES ? "the scores of one head take more than 4 GB" : NULL;
+}
+
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                  char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  const char *refused = NULL;
-  if (p->ragged_q || p->ragged_k || p->paged)
-    refused = "not for ragged batches and paged K and V";
-  else if (!p->batch || !p->heads || !p->q_len || !p->k_len || !p->head_dim || !p->v_dim)
-    refused = "not for sizes of zero";
-  else if (score_bytes(p) > (double)MOST_BYTES)
-    refused = "the scores of one head take more than 4 GB";
-  if (refused) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, refusal(p), reason) ||
+      !cuda_load(p->device.id, "efficient", p->type, entry_names, ENTRY_COUNT, kernels[p->type], reason))
     return false;
-  }
-  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
-  if (cuda_load(p->device.id, "efficient", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
-    return false;
-  }
   product_step m;
   int64_t bytes = lay_out(p, NULL, &m);
   size_t product_bytes = 0;

@@ -7,8 +7,6 @@
 #include "rows.h"
 #include "tile_backward.h"
 
-#include <stdio.h>
-
 enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16, MOST_COLUMNS = 128 };
 
 typedef enum entry_id {
@@ -83,21 +81,15 @@ static const char *refusal(const attend_problem *p) {
 
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                  char reason[ATTEND_REASON_SIZE]) {
-  int id = p->device.id;
-  if (!cuda_serves(id, OLDEST_CAPABILITY, reason)) return false;
+  int id = p->device.id, capability = cuda_capability(id);
   const char *refused = refusal(p);
-  if (!refused && !is_fast(cuda_capability(id))) refused = "tensor cores as slow in TF32 as multiply-adds";
-  if (refused) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+  if (!refused && capability >= OLDEST_CAPABILITY && !is_fast(capability))
+    refused = "tensor cores as slow in TF32 as multiply-adds";
+  if (!cuda_serves(id, OLDEST_CAPABILITY, refused, reason) ||
+      !cuda_load(id, "split", TYPE_F32, entry_names, ENTRY_COUNT, kernels, reason))
     return false;
-  }
-  attend_status status = cuda_load(id, "split", TYPE_F32, entry_names, ENTRY_COUNT, kernels);
-  for (int i = 0; i < DELTA && !status; i++)
-    status = cuda_allow_shared(id, kernels[i], shared_of(i, cuda_capability(id)));
-  if (status) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
-    return false;
-  }
+  for (int i = 0; i < DELTA; i++)
+    if (!cuda_allow_shared(id, kernels[i], shared_of(i, capability), reason)) return false;
   bool backward = row->direction == ATTEND_BACKWARD;
   choice->tile_q = rows_of(backward ? KEYS + is_wide(p) : FORWARD);
   choice->tile_k = backward ? choice->tile_q : is_wide(p) ? 32 : 64;

@@ -7,8 +7,6 @@
 #include "rows.h"
 #include "tile_sm90.h"
 
-#include <stdio.h>
-
 enum {
   OLDEST_CAPABILITY = 80,
   ROW_BYTES = 16,
@@ -65,21 +63,11 @@ static const char *refusal(const attend_problem *p) {
 static bool plan(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                  char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  const char *refused = refusal(p);
-  if (refused) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, refusal(p), reason) ||
+      !cuda_load(p->device.id, "tile", p->type, entry_names, ENTRY_COUNT, kernels[p->type], reason))
     return false;
-  }
-  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
-  if (cuda_load(p->device.id, "tile", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
-    return false;
-  }
   for (int i = WIDE; i < ENTRY_COUNT; i += GENERAL)
-    if (cuda_allow_shared(p->device.id, kernels[p->type][i], TILE_SHARED_WIDE)) {
-      snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
-      return false;
-    }
+    if (!cuda_allow_shared(p->device.id, kernels[p->type][i], TILE_SHARED_WIDE, reason)) return false;
   choice->tile_q = TILE_QUERIES;
   choice->tile_k = TILE_KEYS;
   choice->alignment = ROW_BYTES;
@@ -110,18 +98,12 @@ static bool sm90_plan(const attend_kernel_row *row, const attend_problem *p, att
   if (!refused && is_short_for_sm90(p)) refused = "few queries, which the tiles of mma.sync serve faster";
   int id = p->device.id;
   if (!refused && cuda_capability(id) != 90) refused = "instructions of compute capability 9.0 only";
-  if (refused) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
-    return false;
-  }
-  if (!cuda_serves(id, OLDEST_CAPABILITY, reason)) return false;
   void **entries = sm90_kernels[p->type];
-  attend_status status = cuda_load(id, "tile_sm90", p->type, sm90_names, GENERAL, entries);
-  for (int i = 0; i < GENERAL && !status; i++) status = cuda_allow_shared(id, entries[i], sm90_entries[i].shared);
-  if (status) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+  if (!cuda_serves(id, OLDEST_CAPABILITY, refused, reason) ||
+      !cuda_load(id, "tile_sm90", p->type, sm90_names, GENERAL, entries, reason))
     return false;
-  }
+  for (int i = 0; i < GENERAL; i++)
+    if (!cuda_allow_shared(id, entries[i], sm90_entries[i].shared, reason)) return false;
   choice->tile_q = sm90_entries[is_wide(p)].queries;
   choice->tile_k = SM90_KEYS;
   choice->alignment = ROW_BYTES;

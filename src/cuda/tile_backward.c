@@ -8,8 +8,6 @@
 #include "driver.h"
 #include "rows.h"
 
-#include <stdio.h>
-
 enum { OLDEST_CAPABILITY = 80, ROW_BYTES = 16, MOST_COLUMNS = 128 };
 
 typedef enum entry_id {
@@ -132,15 +130,9 @@ static const char *refusal(const attend_problem *p) {
 /* What all plans need: the kernels of tile_backward, of which those on sm_90 use delta and sinks. */
 static bool plan_with(const attend_problem *p, const char *refused, attend_choice *choice,
                       char reason[ATTEND_REASON_SIZE]) {
-  if (refused) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%s", refused);
+  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, refused, reason) ||
+      !cuda_load(p->device.id, "tile_backward", p->type, entry_names, ENTRY_COUNT, kernels[p->type], reason))
     return false;
-  }
-  if (!cuda_serves(p->device.id, OLDEST_CAPABILITY, reason)) return false;
-  if (cuda_load(p->device.id, "tile_backward", p->type, entry_names, ENTRY_COUNT, kernels[p->type])) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
-    return false;
-  }
   choice->alignment = ROW_BYTES;
   choice->workspace_bytes =
       2 * sizeof(float) * (size_t)(p->batch * p->heads * tiles_of(p->q_len, GRADIENT_PAD) * GRADIENT_PAD);
@@ -163,16 +155,13 @@ static bool sm90_plan(const attend_kernel_row *row, const attend_problem *p, att
   const char *refused = refusal(p);
   int id = p->device.id;
   if (!refused && cuda_capability(id) != 90) refused = "instructions of compute capability 9.0 only";
-  if (!plan_with(p, refused, choice, reason)) return false;
   void **entries = sm90_kernels[p->type];
-  attend_status status = cuda_load(id, "tile_backward_sm90", p->type, sm90_names, SM90_COUNT, entries);
-  int first = sm90_first(p), count = first ? 6 : 4;
-  for (int i = first + is_wide(p); i < first + count && !status; i += 2)
-    status = cuda_allow_shared(id, entries[i], sm90_shared(first, i));
-  if (status) {
-    snprintf(reason, ATTEND_REASON_SIZE, "%.*s", ATTEND_REASON_SIZE - 1, attend_error_message());
+  if (!plan_with(p, refused, choice, reason) ||
+      !cuda_load(id, "tile_backward_sm90", p->type, sm90_names, SM90_COUNT, entries, reason))
     return false;
-  }
+  int first = sm90_first(p), count = first ? 6 : 4;
+  for (int i = first + is_wide(p); i < first + count; i += 2)
+    if (!cuda_allow_shared(id, entries[i], sm90_shared(first, i), reason)) return false;
   choice->tile_q = choice->tile_k = async_rows_of(p);
   choice->state = entries;
   const async_tiles tiles = async_tiles_of(p);
