@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # PyTorch's tensors in huge pages, as the memory of the ceilings is
 import numpy as np
 import torch
 import torch.nn.functional as F

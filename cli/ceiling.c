@@ -83,6 +83,7 @@ static bool has(const char *feature) {
   return false;
 }
 
+enum { PASSES = 16 }; /* the first warms up */
 enum { MEASURE_FLOPS, MEASURE_READ, MEASURE_STREAM };
 enum { BYTES = 256 << 20 }; /* a thread: several times what of the last cache is one core's */
 
@@ -93,7 +94,9 @@ typedef struct worker {
   int what;
   flops_loop loop;
   char *memory;
-  double amount, seconds;
+  double amount; /* FLOPs or bytes of one pass */
+  double began[PASSES], ended[PASSES];
+  int threads;
   float sink;
 } worker;
 
@@ -159,10 +162,9 @@ static void pass_over_memory(worker *w, bool ask) {
   }
 }
 
-/* Of the thread, so that a machine with other work to do does not lower a ceiling. */
-static double thread_seconds(void) {
+double work_seconds(int threads) {
   struct timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  clock_gettime(threads > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -171,22 +173,34 @@ static void *work(void *context) {
   pthread_mutex_lock(w->gate);
   pthread_mutex_unlock(w->gate);
   if (!w->meet) return NULL;
-  w->seconds = 1e30;
-  double most = 0;
-  for (int repeat = 0, repeats = w->what == MEASURE_FLOPS ? 40 : 8; repeat < repeats; repeat++) {
+  for (int i = 0; i < PASSES; i++) {
     pthread_barrier_wait(w->meet);
-    double start = thread_seconds();
+    w->began[i] = work_seconds(w->threads);
     if (w->what == MEASURE_FLOPS)
       w->amount = w->loop(ROUNDS, &w->sink);
     else
-      pass_over_memory(w, repeat & 1);
-    double seconds = thread_seconds() - start;
-    if (repeat && w->amount / seconds > most) most = w->amount / seconds, w->seconds = seconds;
+      pass_over_memory(w, i & 1);
+    w->ended[i] = work_seconds(w->threads);
   }
   return NULL;
 }
 
-/* Sum of the threads' rates, in 1e9 a second; 0 if there are not as many threads, or not the memory. */
+/* The best pass of all threads together, from when the first of them begins until the last has finished. */
+static double best_rate(const worker *w, int threads) {
+  double best = 0;
+  for (int i = 1; i < PASSES; i++) {
+    double amount = 0, began = w->began[i], ended = w->ended[i];
+    for (int t = 0; t < threads; t++) {
+      amount += w[t].amount;
+      if (w[t].began[i] < began) began = w[t].began[i];
+      if (w[t].ended[i] > ended) ended = w[t].ended[i];
+    }
+    if (amount / (ended - began) > best) best = amount / (ended - began);
+  }
+  return best;
+}
+
+/* In 1e9 a second; 0 if there are not as many threads, or not the memory. */
 static double measure(int threads, int what, flops_loop loop) {
   worker *w = calloc((size_t)threads, sizeof *w);
   pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
@@ -195,9 +209,9 @@ static double measure(int threads, int what, flops_loop loop) {
   int made = 1; /* the caller is the first */
   bool good = w != NULL;
   for (int i = 0; good && i < threads; i++) {
-    w[i] = (worker){.what = what, .loop = loop, .meet = &meet, .gate = &gate};
+    w[i] = (worker){.what = what, .loop = loop, .meet = &meet, .gate = &gate, .threads = threads};
     if (what == MEASURE_FLOPS) continue;
-    good = (w[i].memory = aligned_alloc(64, BYTES)) != NULL;
+    good = (w[i].memory = io_memory_new(BYTES)) != NULL; /* as the cases' tensors are */
     if (good) memset(w[i].memory, i + 1, BYTES);
   }
   pthread_mutex_lock(&gate);
@@ -206,10 +220,8 @@ static double measure(int threads, int what, flops_loop loop) {
   for (int i = 0; good && !meeting && i < made; i++) w[i].meet = NULL;
   pthread_mutex_unlock(&gate);
   if (meeting) work(&w[0]);
-  for (int i = 0; good && i < made; i++) {
-    if (i) pthread_join(w[i].thread, NULL);
-    if (meeting && made == threads) rate += w[i].amount / w[i].seconds * 1e-9;
-  }
+  for (int i = 1; good && i < made; i++) pthread_join(w[i].thread, NULL);
+  if (meeting && made == threads) rate = best_rate(w, threads) * 1e-9;
   for (int i = 0; w && i < threads; i++) free(w[i].memory);
   if (meeting) pthread_barrier_destroy(&meet);
   free(w);

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -52,10 +53,23 @@ bool io_array_describe(io_array *a, attend_dtype dtype, int ndim, const int64_t 
   return true;
 }
 
+/* Reading from huge pages is a fifth to two fifths faster on Zen 4, whose prefetchers stop at the end of a page; NumPy
+ * asks for them from 4 MiB on. Whole pages, so that none is shared with what else is on the heap. */
+void *io_memory_new(size_t bytes) {
+  const size_t huge = 2 << 20, alignment = bytes < 2 * huge ? 64 : huge;
+  if (bytes > PTRDIFF_MAX - 2 * huge) return NULL;
+  bytes = (bytes / alignment + 1) * alignment;
+  void *memory = aligned_alloc(alignment, bytes);
+#ifdef MADV_HUGEPAGE
+  if (memory && alignment == huge) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+
 bool io_array_new(io_array *a, attend_dtype dtype, int ndim, const int64_t *shape, io_error *error) {
   size_t bytes = 0;
   if (!io_array_describe(a, dtype, ndim, shape, &bytes, error)) return false;
-  a->owned = aligned_alloc(64, (bytes + 127) / 64 * 64);
+  a->owned = io_memory_new(bytes);
   if (!a->owned) return io_fail(error, "out of memory: an array of %zu bytes", bytes);
   memset(a->owned, 0, bytes);
   a->tensor.data = a->owned;

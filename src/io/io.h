@@ -27,6 +27,10 @@ typedef struct io_array {
   void *owned;
 } io_array;
 
+/* Memory that free() takes back, of huge pages where it is 4 MiB or more and the system has them; NULL when out of it.
+ */
+void *io_memory_new(size_t bytes);
+
 void io_array_fix(io_array *array);
 void io_array_free(io_array *array);
 size_t io_element_size(attend_dtype dtype); /* bytes; 0 if the type is none of attend.h's */
