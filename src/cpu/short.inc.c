@@ -3,18 +3,15 @@
  * and keys, so its bytes, not its arithmetic, should be the bound:
  *
  *   S[j][i] = sum over c of K[j][c] Q[i][c]    lanes = dimensions, rows as they lie in memory; a tree of additions
- * turns LANES such sums into a vector whose lanes are queries passes, softmax                            lanes =
- * queries: those of scores.inc.c O[i][:] = sum over j of P[j][i] V[j][:]    lanes = dimensions, P broadcast: rows leave
- * as they came, past the cache
+ *                                              turns LANES such sums into a vector
+ *   passes, softmax                            lanes = queries: those of scores.inc.c
+ *   O[i][:] = sum over j of P[j][i] V[j][:]    lanes = dimensions, P broadcast: rows leave as they came, past the cache
  *
  * Transposing Q instead and broadcasting K was measured: 1460 cycles for 5 queries of 64 dimensions on a 2.8 GHz
  * AVX-512 core, since 5 queries are transposed and multiplied like 16. Rows of the next (sequence, head) are asked for
  * one by one between the steps of this one: all at once they fill the core's line buffers, and everything waits. */
 
-enum { SHORT_MAX = 32, SHORT_ROWS = LANES / 2, SHORT_WIDE = 2, SHORT_PAIRS = 64 };
-
-/* Rows of a product's tile: as many as leave a register for a factor, of 32 or of 16. */
-enum { SHORT_TALL = LANES * sizeof(real) >= 64 ? 8 : 6 };
+enum { SHORT_MAX = 32, SHORT_PAIRS = 64 };
 
 /* Several (sequence, head) pairs go through each step together, so that the latency at the end of a step (a tree of
  * additions, an exponential) is hidden by the next pair: at most so many, and as many as have so many scores. */
@@ -24,7 +21,7 @@ enum { SHORT_BATCH = 8, SHORT_SCORES = 512 };
 static inline attend_matrix short_matrix(const attend_problem *p, const attend_operands *o, operand_id id, int64_t b,
                                          int64_t h) {
   const attend_layout *l = &p->layout[id];
-  bool keys = id == OPERAND_K || id == OPERAND_V;
+  bool keys = id == OPERAND_K || id == OPERAND_V || id == OPERAND_D_K || id == OPERAND_D_V;
   int64_t first = b * l->batch;
   if (keys && p->paged) first = 0;
   if (keys ? p->ragged_k : p->ragged_q) {
@@ -82,63 +79,80 @@ static inline void short_ahead_rows(short_ahead *a, int count) {
 
 /* Tiles of one pair, at each of which rows are asked for: `scores` and `values` products of either kind. */
 static int short_tiles(const attend_problem *p, const attend_slice *s, int scores, int values) {
-  int64_t q = (s->q_len + SHORT_ROWS - 1) / SHORT_ROWS, wide = (p->v_dim + 2 * LANES - 1) / (2 * LANES);
-  return (int)(scores * q * ((s->k_len + 1) / 2) + values * ((s->q_len + SHORT_TALL - 1) / SHORT_TALL) * wide);
+  int64_t sums = (s->q_len * s->k_len + LANES - 1) / LANES, wide = (p->v_dim + 4 * LANES - 1) / (4 * LANES);
+  return (int)(scores * sums + values * ((s->q_len + 1) / 2) * wide);
 }
 
-/* ---- Rows as reals ---- */
+/* ---- Rows in whole vectors ---- */
 
-/* 2 * LANES elements of a row whose columns are `col` apart, side by side; and back. */
-static void short_gather(void *to, const char *from, int64_t col, int64_t size) {
-  for (int64_t i = 0; i < 2 * LANES; i++) memcpy((char *)to + i * size, from + i * col * size, (size_t)size);
-}
-static void short_scatter(char *to, const void *from, int64_t col, int64_t size) {
-  for (int64_t i = 0; i < 2 * LANES; i++) memcpy(to + i * col * size, (const char *)from + i * size, (size_t)size);
-}
-
-/* Whole pairs of vectors are in the order of lanes_load_pair, whatever the strides: sums along a row take that order,
- * and a layout must not change their bits. */
-WORD void short_pack_as(real *out, const attend_matrix *m, int rows, int64_t columns, attend_type type) {
-  int64_t padded = round_up(columns, LANES), size = (int64_t)attend_type_size(type);
-  for (int r = 0; r < rows; r++, out += padded) {
-    int64_t c = 0, index = r * m->row;
-    for (; c + 2 * LANES <= columns; c += 2 * LANES) {
-      real copy[2 * LANES];
-      const char *from = m->data + (index + c * m->col) * size;
-      if (m->col != 1) short_gather(copy, from, m->col, size);
-      lanes x[2];
-      lanes_load_pair(m->col == 1 ? from : (const char *)copy, x, type);
-      lanes_store(out + c, x[0]);
-      lanes_store(out + c + LANES, x[1]);
-    }
-    if (c < columns) pack_row(out + c, m->data, index + c * m->col, m->col, columns - c, padded - c, type);
+/* `count` elements of a row whose columns are `col` apart, side by side; and back. */
+static void short_gather(void *to, const char *from, int64_t col, int64_t count, int64_t size) {
+  if (col == 1) {
+    memcpy(to, from, (size_t)(count * size));
+    return;
   }
+  for (int64_t i = 0; i < count; i++) memcpy((char *)to + i * size, from + i * col * size, (size_t)size);
 }
-/* Rows readable in whole vectors: in place, or packed into `buffer` and padded with 0. */
-static key_rows short_rows(const attend_matrix *m, int rows, int64_t columns, attend_type type, real *buffer) {
-  if (type == REAL_TYPE && m->col == 1 && columns % LANES == 0)
-    return (key_rows){(const real *)(const void *)m->data, m->row};
-  if (type == TYPE_F16)
-    short_pack_as(buffer, m, rows, columns, TYPE_F16);
-  else if (type == TYPE_BF16)
-    short_pack_as(buffer, m, rows, columns, TYPE_BF16);
-  else
-    short_pack_as(buffer, m, rows, columns, REAL_TYPE);
-  return (key_rows){buffer, round_up(columns, LANES)};
+static void short_scatter(char *to, const void *from, int64_t col, int64_t count, int64_t size) {
+  for (int64_t i = 0; i < count; i++) memcpy(to + i * col * size, (const char *)from + i * size, (size_t)size);
+}
+
+/* Rows that can be read in whole vectors, of elements of `type`: `real` or bf16, which is widened wherever it is read,
+ * two vectors in the order of lanes_load_pair from one. */
+typedef struct vector_rows {
+  const char *rows;
+  int64_t step; /* bytes */
+  attend_type type;
+} vector_rows;
+
+static attend_type short_row_type(attend_type type) { return type == TYPE_F16 ? REAL_TYPE : type; }
+
+/* Columns of a row of the problem's type that is padded to whole vectors. */
+static int64_t short_padded(int64_t columns, attend_type type) {
+  return round_up(columns, (int64_t)(sizeof(lanes) / attend_type_size(short_row_type(type))));
+}
+
+/* In place, or copied to `buffer` and padded with 0. f16 is converted there: each row is read several times. */
+static vector_rows short_rows(const attend_matrix *m, int rows, int64_t columns, attend_type type, real *buffer) {
+  const attend_type as = short_row_type(type);
+  int64_t size = (int64_t)attend_type_size(type), padded = short_padded(columns, type);
+  if (type == as && m->col == 1 && padded == columns) return (vector_rows){m->data, m->row * size, type};
+  const int64_t step = padded * (int64_t)attend_type_size(as);
+  for (int r = 0; r < rows; r++) {
+    char *to = (char *)buffer + r * step;
+    if (type == TYPE_F16) {
+      pack_row((real *)(void *)to, m->data, r * m->row, m->col, columns, padded, TYPE_F16);
+      continue;
+    }
+    short_gather(to, m->data + r * m->row * size, m->col, columns, size);
+    memset(to + columns * size, 0, (size_t)((padded - columns) * size));
+  }
+  return (vector_rows){(const char *)buffer, step, as};
 }
 
 /* Those of keys, or of values: the rows of a paged sequence lie anywhere. */
-static key_rows short_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
-                               attend_type type, real *buffer) {
+static vector_rows short_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
+                                  attend_type type, real *buffer) {
   if (!s->pages.table) return short_rows(m, (int)s->k_len, columns, type, buffer);
-  int64_t padded = round_up(columns, LANES), size = (int64_t)attend_type_size(type);
+  const attend_type as = short_row_type(type);
+  int64_t size = (int64_t)attend_type_size(type), step = short_padded(columns, type) * (int64_t)attend_type_size(as);
   for (int64_t j = 0; j < s->k_len; j++) {
+    char *to = (char *)buffer + j * step;
     int64_t index = is_value ? attend_value_row(s, j) : attend_key_row(s, j);
     const attend_matrix row = {m->data + index * size, m->row, m->col};
-    key_rows one = short_rows(&row, 1, columns, type, buffer + j * padded);
-    if (one.rows != buffer + j * padded) memcpy(buffer + j * padded, one.rows, (size_t)columns * sizeof(real));
+    vector_rows one = short_rows(&row, 1, columns, type, (real *)(void *)to);
+    if (one.rows != to) memcpy(to, one.rows, (size_t)step);
   }
-  return (key_rows){buffer, padded};
+  return (vector_rows){(const char *)buffer, step, as};
+}
+
+/* What lies in one vector: one vector of reals, or two. */
+WORD int short_parts(attend_type type) { return type == TYPE_BF16 ? 2 : 1; }
+WORD void short_load(const char *at, lanes x[2], attend_type type) {
+  if (type == TYPE_BF16)
+    lanes_load_pair(at, x, TYPE_BF16);
+  else
+    x[0] = lanes_once(lanes_load((const real *)(const void *)at));
 }
 
 /* ---- Which pairs (query, key) causal and window leave: the same for sequences of the same lengths ---- */
@@ -180,61 +194,116 @@ static void short_shape_make(const attend_problem *p, const attend_operands *o, 
   x->may_hide = keys->all_first > 0 || keys->all_last < x->slice.k_len || x->slice.mask.data || x->slice.bias.data;
 }
 
+/* Goes through the pairs of an item of work. Shapes are kept while a pair of this step or of the next may have them. */
+typedef struct short_walk {
+  int64_t b, h, left;
+  short_shape shapes[2 * SHORT_BATCH + 1];
+  int shape; /* of sequence b; -1: not known yet */
+} short_walk;
+
+/* The shape of sequence b; NULL: another kernel's. */
+static const short_shape *short_walk_shape(const attend_problem *p, const attend_operands *o, const attend_choice *c,
+                                           short_walk *walk) {
+  int64_t q_len, k_len;
+  const short_shape *last = walk->shape < 0 ? NULL : &walk->shapes[walk->shape];
+  if (last && !attend_lengths_vary(p)) return last;
+  attend_sequence_lengths(p, o, walk->b, &q_len, &k_len);
+  if (!attend_serves(c, q_len, k_len)) return NULL;
+  if (last && last->slice.q_len == q_len && last->slice.k_len == k_len && !p->paged) return last;
+  walk->shape = (walk->shape + 1) % (2 * SHORT_BATCH + 1);
+  short_shape_make(p, o, walk->b, walk->h, &walk->shapes[walk->shape]);
+  return &walk->shapes[walk->shape];
+}
+
 /* ---- Scores ---- */
 
-/* S[j][i0 …] and S[j + 1][i0 …] for the n queries at q, keys first … last - 1: n is a constant. Stores whole vectors
- * where i0 begins one: their other half is of no query, or of the next n, stored later. Returns zeros, or NaN where a
- * score is not finite. */
-WORD lanes short_dot_tiles(real *s, int width, bool whole, const key_rows *q, int n, const key_rows *k, int first,
-                           int last, int64_t columns, lanes factor, short_ahead *ahead) {
-  lanes check = lanes_zero();
-  for (int j = first; j < last; j += 2) {
-    const real *k0 = k->rows + j * k->row, *k1 = j + 1 < last ? k0 + k->row : k0;
-    lanes x[LANES];
+/* Queries of a tile of scores, but the first, and keys that share its LANES sums with n queries. */
+enum { SHORT_ROWS = LANES < 4 ? LANES : 4 };
+#define SHORT_KEYS(n) ((n) < LANES ? LANES / (n) : 1)
+
+/* Lane m * n + i: the product of row i of q and row m of k, for n queries, a constant, and `keys` rows of k, at most
+ * SHORT_KEYS(n). Other lanes are 0. */
+WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int keys, int64_t vectors, attend_type type) {
+  lanes x[LANES];
 #pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) x[i] = lanes_zero();
-    for (int64_t c = 0; c < columns; c += LANES) {
-      lanes y0 = lanes_load(k0 + c), y1 = lanes_load(k1 + c);
+  for (int i = 0; i < LANES; i++) x[i] = lanes_zero();
+  const char *a = q->rows, *b = k->rows;
+  for (int64_t v = 0; v < vectors; v++, a += sizeof(lanes), b += sizeof(lanes)) {
+    lanes y[5][2];
 #pragma GCC unroll 8
-      for (int i = 0; i < n; i++) {
-        lanes z = lanes_load(q->rows + i * q->row + c);
-        x[i] = lanes_fma(z, y0, x[i]);
-        x[SHORT_ROWS + i] = lanes_fma(z, y1, x[SHORT_ROWS + i]);
-      }
+    for (int i = 0; i < n; i++) short_load(a + i * q->step, y[i], type);
+    const char *row = b;
+#pragma GCC unroll 16
+    for (int m = 0; m < LANES; m++, row += k->step) {
+      if (m >= SHORT_KEYS(n) || m >= keys) continue;
+      lanes z[2];
+      short_load(row, z, type);
+#pragma GCC unroll 2
+      for (int part = 0; part < short_parts(type); part++)
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) x[m * n + i] = lanes_fma(y[i][part], z[part], x[m * n + i]);
     }
-    lanes sums = lanes_mul(lanes_sums(x), factor), swapped = lanes_swap_halves(sums);
+  }
+  return lanes_sums(x);
+}
+
+/* S[j][i0 … i0 + n - 1] of keys first … last - 1. Returns zeros, or NaN where a score is not finite. Those of the first
+ * queries are stored as whole vectors: what lies behind them is of no query, or of the next, stored later. */
+WORD lanes short_dot_tiles(real *s, int width, const vector_rows *q, int i0, int n, const vector_rows *k, int first,
+                           int last, int64_t vectors, lanes factor, short_ahead *ahead, attend_type type) {
+  lanes check = lanes_zero();
+  const vector_rows queries = {q->rows + i0 * q->step, q->step, type};
+  s += first * width + i0;
+  for (int j = first; j < last; j += SHORT_KEYS(n)) {
+    const vector_rows some = {k->rows + j * k->step, k->step, type};
+    int keys = last - j < SHORT_KEYS(n) ? last - j : SHORT_KEYS(n);
+    lanes sums = lanes_mul(short_dots(&queries, n, &some, keys, vectors, type), factor);
     check = lanes_fma(sums, lanes_zero(), check);
-    if (whole) {
-      lanes_store(s + j * width, sums);
-      lanes_store(s + (j + 1) * width, swapped);
-    } else {
-      lanes_store_first(s + j * width, sums, SHORT_ROWS);
-      lanes_store_first(s + (j + 1) * width, swapped, SHORT_ROWS);
+#pragma GCC unroll 16
+    for (int m = 0; m < LANES; m++) {
+      if (m >= SHORT_KEYS(n) || m >= keys) continue;
+      if (i0 == 0)
+        lanes_store(s, lanes_rotate(sums, m * n));
+      else
+        lanes_store_first(s, lanes_rotate(sums, m * n), SHORT_ROWS);
+      s += width;
     }
     short_ahead_rows(ahead, ahead->pace);
   }
   return check;
 }
 
-/* Scores of all pairs that causal and window leave; the others are whatever, and hidden by the passes. Are they finite?
- * Then the rows of `q` and `k` that they come from are: NaN and Inf make every score of their row one of the two. */
-static bool short_scores(real *s, int width, const key_rows *q, int queries, const key_rows *k,
-                         const short_ranges *range, int64_t columns, real factor, short_ahead *ahead) {
+WORD bool short_scores_as(real *s, int width, const vector_rows *q, int queries, const vector_rows *k,
+                          const short_ranges *range, int64_t vectors, real factor, short_ahead *ahead,
+                          attend_type type) {
   lanes check = lanes_zero();
-  for (int i = 0; i < queries; i += SHORT_ROWS) {
-    int n = queries - i < SHORT_ROWS ? queries - i : SHORT_ROWS;
-    int first = range->first_key[i], last = range->last_key[i + n - 1];
-    const key_rows rows = {q->rows + i * q->row, q->row};
+  int rest = queries % SHORT_ROWS, n = rest == 0 ? SHORT_ROWS : rest;
+  if (queries > 1 && n == 1 && LANES == 16) n = 5; /* 15 of 16 sums, for a tile of one query less */
+  if (n > queries) return true;
 #define TILES(n)                                                                                                       \
   case n:                                                                                                              \
-    if (n <= SHORT_ROWS)                                                                                               \
-      check = lanes_add(check, short_dot_tiles(s + i, width, i % LANES == 0, &rows, n <= SHORT_ROWS ? n : 1, k, first, \
-                                               last, columns, lanes_set1(factor), ahead));                             \
+    if (n <= LANES)                                                                                                    \
+      check = short_dot_tiles(s, width, q, 0, n <= LANES ? n : 1, k, range->first_key[0], range->last_key[n - 1],      \
+                              vectors, lanes_set1(factor), ahead, type);                                               \
     break;
-    switch (n) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) }
+  switch (n) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) }
 #undef TILES
-  }
+  for (int i = n; i < queries; i += SHORT_ROWS)
+    check = lanes_add(check,
+                      short_dot_tiles(s, width, q, i, SHORT_ROWS, k, range->first_key[i],
+                                      range->last_key[i + SHORT_ROWS - 1], vectors, lanes_set1(factor), ahead, type));
   return !mask_any(lanes_unordered(check));
+}
+
+/* Scores of all pairs that causal and window leave; the others are whatever, and hidden by the passes. Are they finite?
+ * Then the rows of `q` and `k` that they come from are: NaN and Inf make every score of their row one of the two. */
+static bool short_scores(real *s, int width, const vector_rows *q, int queries, const vector_rows *k,
+                         const short_ranges *range, int64_t columns, real factor, short_ahead *ahead) {
+  if (q->type == TYPE_BF16)
+    return short_scores_as(s, width, q, queries, k, range, short_padded(columns, TYPE_BF16) / (2 * LANES), factor,
+                           ahead, TYPE_BF16);
+  return short_scores_as(s, width, q, queries, k, range, short_padded(columns, REAL_TYPE) / LANES, factor, ahead,
+                         REAL_TYPE);
 }
 
 /* ---- One query, one key ---- */
@@ -304,126 +373,153 @@ typedef struct short_product {
   const real *a, *visible; /* visible: indexed like a; where it is 0 the term is left out. NULL: all count */
   int64_t a_step;
   bool along; /* A[r, t] is a[r * a_step + t], else a[t * a_step + r] */
-  key_rows x;
+  vector_rows x;
   int rows;
   const int *first, *last; /* terms of each row; both ascend */
   int64_t columns;
-  const real *factor;
-  attend_matrix out; /* data NULL: the sums stay in `sums` */
-  real *sums;        /* [rows][columns padded to lanes], begins with them; NULL: begin with 0 */
+  const real *factor; /* NULL: 1 */
+  attend_matrix out;  /* data NULL: the sums stay in `sums` */
+  real *sums;         /* [rows][columns padded], begins with them; NULL: begin with 0 */
   bool add;
   bool stream;  /* past the cache */
   bool *finite; /* NULL: not wanted; else becomes false if a term of NaN or Inf was added, visible or not */
   short_ahead *ahead;
 } short_product;
 
-/* What is not just stored: added, strided, a tail. */
-static void short_store_rest(const short_product *t, int r, int64_t c, const real *y, int n, attend_type type) {
-  if (c + 2 * LANES <= t->columns) {
-    real copy[2 * LANES];
-    int64_t size = (int64_t)attend_type_size(type), col = t->out.col;
-    char *to = t->out.data + (r * t->out.row + c * col) * size, *at = col == 1 ? to : (char *)copy;
-    lanes factor = lanes_set1(t->factor[r]), sum[2] = {lanes_load(y), lanes_load(y + LANES)}, before[2];
-    if (t->add) {
-      if (col != 1) short_gather(copy, to, col, size);
-      lanes_load_pair(at, before, type);
-    }
-    for (int v = 0; v < 2; v++) /* without `add` as the tile does: adding 0 would lose the sign of -0 */
-      sum[v] = t->add ? lanes_fma(sum[v], factor, before[v]) : lanes_mul(sum[v], factor);
-    lanes_store_pair(at, sum, type);
-    if (col != 1) short_scatter(to, copy, col, size);
-    return;
+/* `vectors` sums of row r from column c on are added to t->sums, and stored where they are not just to be stored in
+ * whole vectors: added, strided, a tail. */
+static void short_product_rest(const short_product *t, int r, int64_t c, real *sum, int vectors, attend_type type) {
+  const int parts = short_parts(type);
+  const int64_t size = (int64_t)attend_type_size(type), col = t->out.col, padded = short_padded(t->columns, type);
+  for (int v = 0; t->sums && v < vectors; v++) {
+    real *at = t->sums + r * padded + c + v * LANES;
+    lanes_store(sum + v * LANES, lanes_add(lanes_load(sum + v * LANES), lanes_load(at)));
+    lanes_store(at, lanes_load(sum + v * LANES));
   }
-  int64_t width = t->columns - c < n ? t->columns - c : n;
-  unpack_row(t->out.data, r * t->out.row + c * t->out.col, t->out.col, width, y, t->factor[r], t->add, type);
+  if (!t->out.data) return;
+  for (; vectors > 0 && c < t->columns; vectors -= parts, c += parts * LANES, sum += parts * LANES) {
+    real copy[LANES] = {0};
+    int64_t count = t->columns - c < parts * LANES ? t->columns - c : parts * LANES;
+    char *to = t->out.data + (r * t->out.row + c * col) * size;
+    lanes y[2], before[2];
+    if (t->add) short_gather(copy, to, col, count, size);
+    if (parts == 2)
+      lanes_load_pair((const char *)copy, before, type);
+    else
+      before[0] = lanes_load_type(copy, LANES, type);
+    for (int part = 0; part < parts; part++) {
+      y[part] = lanes_load(sum + part * LANES);
+      if (t->factor) y[part] = lanes_mul(y[part], lanes_set1(t->factor[r]));
+      if (t->add) y[part] = lanes_add(y[part], before[part]);
+    }
+    if (parts == 2)
+      lanes_store_pair((char *)copy, y, type);
+    else
+      lanes_store_type(copy, y[0], LANES, type);
+    short_scatter(to, copy, col, count, size);
+  }
 }
 
-/* n rows from r0 on, `wide` vectors from column c on, whether A's terms of a row are `along` it in memory (else those
- * of a term are): all constants. */
-WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, int wide, bool along, attend_type type) {
-  lanes sum[8][SHORT_WIDE];
-  const int first = t->first[r0], last = t->last[r0 + n - 1];
-  const int64_t padded = round_up(t->columns, LANES), a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step;
-  const real *a = t->a + r0 * a_row + first * a_term, *x = t->x.rows + first * t->x.row + c;
-#pragma GCC unroll 8
+/* n rows from r0 on, `vectors` from column c on, whether A's terms of a row are `along` it in memory (else those of a
+ * term are): all constants. Two rows share what they load; four vectors of each are enough sums to wait for none, and
+ * two rows see nearly the same terms where causal or a window leaves others to each. */
+WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, int vectors, bool along,
+                             attend_type type) {
+  const attend_type as = short_row_type(type);
+  const int parts = short_parts(as), first = t->first[r0], last = t->last[r0 + n - 1];
+  const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step;
+  const real *a = t->a + r0 * a_row + first * a_term;
+  const char *x = t->x.rows + first * t->x.step + c * (int64_t)attend_type_size(as);
+  lanes sum[2][4];
+#pragma GCC unroll 2
   for (int r = 0; r < n; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) sum[r][v] = lanes_zero();
+  for (int k = first; k < last; k++, a += a_term, x += t->x.step) {
+    lanes y[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v += parts) short_load(x + v / parts * (int)sizeof(lanes), y + v, as);
 #pragma GCC unroll 2
-    for (int v = 0; v < wide; v++) sum[r][v] = lanes_zero();
-  for (int k = first; k < last; k++, a += a_term, x += t->x.row) {
-    lanes y[SHORT_WIDE];
-#pragma GCC unroll 2
-    for (int v = 0; v < wide; v++) y[v] = lanes_load(x + v * LANES);
-#pragma GCC unroll 8
     for (int r = 0; r < n; r++) {
       lanes p = lanes_set1(a[r * a_row]);
-#pragma GCC unroll 2
-      for (int v = 0; v < wide; v++) sum[r][v] = lanes_fma(p, y[v], sum[r][v]);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) sum[r][v] = lanes_fma(p, y[v], sum[r][v]);
     }
   }
   if (t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
-    lanes check = lanes_fma(sum[0][0], lanes_zero(), lanes_mul(sum[0][wide - 1], lanes_zero()));
+    lanes check = lanes_zero();
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) check = lanes_fma(sum[0][v], lanes_zero(), check);
     if (mask_any(lanes_unordered(check))) *t->finite = false;
   }
   short_ahead_rows(t->ahead, t->ahead->pace);
-  int64_t size = (int64_t)attend_type_size(type), step = t->out.row * size;
-  char *at = t->out.data + r0 * step + c * size;
-  if (wide == 2 && t->out.col == 1 && t->out.data && !t->sums && !t->add) {
-#pragma GCC unroll 8
-    for (int r = 0; r < n; r++) {
-      lanes factor = lanes_set1(t->factor[r0 + r]), y[2] = {lanes_mul(sum[r][0], factor), lanes_mul(sum[r][1], factor)};
-      if (t->stream)
-        lanes_stream_pair(at + r * step, y, type);
-      else
-        lanes_store_pair(at + r * step, y, type);
-    }
+  if (vectors % 2 || t->out.col != 1 || !t->out.data || t->sums || t->add || c + vectors * LANES > t->columns) {
+    real copy[2][4 * LANES];
+#pragma GCC unroll 2
+    for (int r = 0; r < n; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) lanes_store(copy[r] + v * LANES, sum[r][v]);
+    for (int r = 0; r < n; r++) short_product_rest(t, r0 + r, c, copy[r], vectors, type);
     return;
   }
-  for (int r = 0; r < n; r++) {
-    real copy[SHORT_WIDE * LANES], *sums = t->sums ? t->sums + (r0 + r) * padded + c : copy;
-    for (int v = 0; v < wide; v++)
-      lanes_store(sums + v * LANES, t->sums ? lanes_add(sum[r][v], lanes_load(sums + v * LANES)) : sum[r][v]);
-    if (t->out.data) short_store_rest(t, r0 + r, c, sums, wide * LANES, type);
+  const int64_t size = (int64_t)attend_type_size(type), step = t->out.row * size;
+  const bool stream = t->stream;
+  char *to = t->out.data + r0 * step + c * size;
+  if (t->factor) {
+#pragma GCC unroll 2
+    for (int r = 0; r < n; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) sum[r][v] = lanes_mul(sum[r][v], lanes_set1(t->factor[r0 + r]));
   }
+#pragma GCC unroll 2
+  for (int r = 0; r < n; r++, to += step)
+#pragma GCC unroll 4
+    for (int v = 0; v + 1 < vectors; v += 2)
+      if (stream)
+        lanes_stream_pair(to + v * LANES * size, sum[r] + v, type);
+      else
+        lanes_store_pair(to + v * LANES * size, sum[r] + v, type);
 }
 
-/* The same for one row, leaving out what is not visible: 0 times NaN or Inf would not be 0. */
-static void short_careful_row(const short_product *t, int r, attend_type type) {
-  const int64_t padded = round_up(t->columns, LANES), a_row = t->along ? t->a_step : 1,
-                a_term = t->along ? 1 : t->a_step;
-  real copy[2 * LANES], *sums = copy;
-  for (int64_t c = 0; c < t->columns; c += 2 * LANES) {
-    if (t->sums) sums = t->sums + r * padded + c;
-    for (int64_t v = 0; v < 2 * LANES && c + v < padded; v += LANES) {
-      lanes sum = lanes_zero();
-      for (int k = t->first[r]; k < t->last[r]; k++)
-        if (t->visible[r * a_row + k * a_term] != 0)
-          sum = lanes_fma(lanes_set1(t->a[r * a_row + k * a_term]), lanes_load(t->x.rows + k * t->x.row + c + v), sum);
-      lanes_store(sums + v, t->sums ? lanes_add(sum, lanes_load(sums + v)) : sum);
-    }
-    if (t->out.data) short_store_rest(t, r, c, sums, 2 * LANES, type);
+/* One row, one vector of x, leaving out what is not visible: 0 times NaN or Inf would not be 0. */
+WORD void short_careful_tile(const short_product *t, int r, int64_t c, attend_type type) {
+  const attend_type as = short_row_type(type);
+  const int parts = short_parts(as);
+  const int64_t a_row = t->along ? t->a_step : 1, a_term = t->along ? 1 : t->a_step;
+  lanes sum[2] = {lanes_zero(), lanes_zero()}, y[2];
+  for (int k = t->first[r]; k < t->last[r]; k++) {
+    if (t->visible[r * a_row + k * a_term] == 0) continue;
+    short_load(t->x.rows + k * t->x.step + c * (int64_t)attend_type_size(as), y, as);
+    for (int part = 0; part < parts; part++)
+      sum[part] = lanes_fma(lanes_set1(t->a[r * a_row + k * a_term]), y[part], sum[part]);
   }
+  real copy[2 * LANES];
+  for (int part = 0; part < parts; part++) lanes_store(copy + part * LANES, sum[part]);
+  short_product_rest(t, r, c, copy, parts, type);
 }
 
 WORD void short_product_as(const short_product *t, bool along, attend_type type) {
-  for (int r = 0, n; r < t->rows; r += n) {
-    int tiles = (t->rows - r + SHORT_TALL - 1) / SHORT_TALL;
+  const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
+  if (t->visible) {
+    for (int r = 0; r < t->rows; r++)
+      for (int64_t c = 0; c < padded; c += parts * LANES) short_careful_tile(t, r, c, type);
+    return;
+  }
+  for (int r = 0; r < t->rows; r += 2) {
+    const bool two = r + 1 < t->rows;
     int64_t c = 0;
-    n = (t->rows - r + tiles - 1) / tiles;
-#define TILES(n)                                                                                                       \
-  case n:                                                                                                              \
-    for (; n <= SHORT_TALL && c + 2 * LANES <= t->columns; c += 2 * LANES)                                             \
-      short_product_tile(t, r, n <= SHORT_TALL ? n : 1, c, 2, along, type);                                            \
-    break;
-    switch (n) { TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8) }
+#define TILES(vectors)                                                                                                 \
+  for (; vectors >= parts && c + vectors * LANES <= padded; c += vectors * LANES)                                      \
+    if (two)                                                                                                           \
+      short_product_tile(t, r, 2, c, vectors, along, type);                                                            \
+    else                                                                                                               \
+      short_product_tile(t, r, 1, c, vectors, along, type);
+    TILES(4) TILES(2) TILES(1)
 #undef TILES
-    for (; c < t->columns; c += LANES)
-      for (int i = r; i < r + n; i++) short_product_tile(t, i, 1, c, 1, along, type);
   }
 }
 static void short_multiply(const short_product *t, attend_type type) {
-  if (t->visible)
-    for (int r = 0; r < t->rows; r++) short_careful_row(t, r, type);
-  else if (type == TYPE_F16 && t->along)
+  if (type == TYPE_F16 && t->along)
     short_product_as(t, true, TYPE_F16);
   else if (type == TYPE_F16)
     short_product_as(t, false, TYPE_F16);

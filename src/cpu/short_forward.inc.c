@@ -26,20 +26,13 @@ typedef struct short_forward_pair {
   real factor[SHORT_MAX];
 } short_forward_pair;
 
-/* Goes through the pairs of an item of work. Shapes are kept while a pair of this step or of the next may have them. */
-typedef struct short_forward_walk {
-  int64_t b, h, left;
-  short_shape shapes[2 * SHORT_BATCH + 1];
-  int shape; /* of sequence b; -1: not known yet */
-} short_forward_walk;
-
 static short_forward_scratch short_forward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
   short_forward_scratch w;
   w.s = take(base, used, (SHORT_MAX + 1) * SHORT_MAX);
   w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
-  w.q = take(base, used, SHORT_MAX * round_up(p->head_dim, LANES));
-  w.k = take(base, used, SHORT_MAX * round_up(p->head_dim, LANES));
-  w.v = take(base, used, SHORT_MAX * round_up(p->v_dim, LANES));
+  w.q = take(base, used, SHORT_MAX * short_padded(p->head_dim, p->type));
+  w.k = take(base, used, SHORT_MAX * short_padded(p->head_dim, p->type));
+  w.v = take(base, used, SHORT_MAX * short_padded(p->v_dim, p->type));
   return w;
 }
 
@@ -75,8 +68,8 @@ static void short_forward_scores(const short_forward_context *f, const short_for
                                  const short_forward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = f->problem;
   const attend_slice *s = &x->shape->slice;
-  key_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
-  key_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
+  vector_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
+  vector_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
   short_scores(x->s, (int)round_up(s->q_len, LANES), &q, (int)s->q_len, &k, &x->shape->range, p->head_dim,
                score_factor(p), ahead);
 }
@@ -127,29 +120,15 @@ static bool short_forward_values(const short_forward_context *f, const short_for
   return finite;
 }
 
-/* The shape of sequence b; NULL: another kernel's. */
-static const short_shape *short_forward_shape(const short_forward_context *f, short_forward_walk *walk) {
-  const attend_problem *p = f->problem;
-  int64_t q_len, k_len;
-  const short_shape *last = walk->shape < 0 ? NULL : &walk->shapes[walk->shape];
-  if (last && !attend_lengths_vary(p)) return last;
-  attend_sequence_lengths(p, f->operands, walk->b, &q_len, &k_len);
-  if (!attend_serves(f->choice, q_len, k_len)) return NULL;
-  if (last && last->slice.q_len == q_len && last->slice.k_len == k_len && !p->paged) return last;
-  walk->shape = (walk->shape + 1) % (2 * SHORT_BATCH + 1);
-  short_shape_make(p, f->operands, walk->b, walk->h, &walk->shapes[walk->shape]);
-  return &walk->shapes[walk->shape];
-}
-
 /* The next pairs that go through each step together. */
-static int short_forward_next(const short_forward_context *f, short_forward_walk *walk, const short_forward_scratch *w,
+static int short_forward_next(const short_forward_context *f, short_walk *walk, const short_forward_scratch *w,
                               short_forward_pair x[SHORT_BATCH], short_ahead *ahead) {
   const attend_problem *p = f->problem;
   const short_shape *shape = NULL;
   int64_t scores = 0, used = 0;
   int count = 0;
   while (count < SHORT_BATCH && walk->left > 0) {
-    if (!shape && !(shape = short_forward_shape(f, walk))) {
+    if (!shape && !(shape = short_walk_shape(p, f->operands, f->choice, walk))) {
       walk->left -= p->heads - walk->h;
       walk->h = 0, walk->b++;
       continue;
@@ -177,7 +156,7 @@ static void short_forward_item(void *context, int worker, int64_t index) {
   const attend_problem *p = f->problem;
   int64_t used = 0, at = index * SHORT_PAIRS, pairs = p->batch * p->heads;
   short_forward_scratch w = short_forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
-  short_forward_walk walk;
+  short_walk walk;
   walk.b = at / p->heads, walk.h = at % p->heads, walk.shape = -1;
   walk.left = pairs - at < SHORT_PAIRS ? pairs - at : SHORT_PAIRS;
   short_forward_pair x[2][SHORT_BATCH]; /* those of this step and of the next */

@@ -25,8 +25,17 @@ WORD lanes lanes_zero(void) { return _mm256_setzero_ps(); }
 WORD lanes lanes_set1(real x) { return _mm256_set1_ps(x); }
 WORD lanes lanes_load(const real *p) { return _mm256_loadu_ps(p); }
 WORD void lanes_store(real *p, lanes x) { _mm256_storeu_ps(p, x); }
+WORD lanes lanes_once(lanes x) {
+  __asm__("" : "+x"(x));
+  return x;
+}
 WORD lanes lanes_load_first(const real *p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
-WORD void lanes_store_first(real *p, lanes x, int n) { _mm256_maskstore_ps(p, first_lanes(n), x); }
+WORD void lanes_store_first(real *p, lanes x, int n) {
+  if (__builtin_constant_p(n) && n == 4) /* AMD's cores take tens of cycles for a masked store */
+    _mm_storeu_ps(p, _mm256_castps256_ps128(x));
+  else
+    _mm256_maskstore_ps(p, first_lanes(n), x);
+}
 
 WORD lanes widen_bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 WORD __m128i narrow_bf16(lanes x) { /* to nearest even */
@@ -137,7 +146,10 @@ WORD void lanes_transpose(lanes x[LANES]) {
   for (int i = 0; i < 8; i++) x[i] = t[i];
 }
 
-WORD lanes lanes_swap_halves(lanes a) { return _mm256_permute2f128_ps(a, a, 1); }
+WORD lanes lanes_rotate(lanes a, int n) {
+  __m256i index = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(n));
+  return _mm256_permutevar8x32_ps(a, index); /* which reads three bits of an index */
+}
 
 WORD lanes lanes_sums(const lanes x[LANES]) {
   lanes t[4];

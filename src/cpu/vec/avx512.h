@@ -23,8 +23,17 @@ WORD lanes lanes_zero(void) { return _mm512_setzero_ps(); }
 WORD lanes lanes_set1(real x) { return _mm512_set1_ps(x); }
 WORD lanes lanes_load(const real *p) { return _mm512_loadu_ps(p); }
 WORD void lanes_store(real *p, lanes x) { _mm512_storeu_ps(p, x); }
+WORD lanes lanes_once(lanes x) {
+  __asm__("" : "+v"(x));
+  return x;
+}
 WORD lanes lanes_load_first(const real *p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
-WORD void lanes_store_first(real *p, lanes x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
+WORD void lanes_store_first(real *p, lanes x, int n) {
+  if (__builtin_constant_p(n) && n == 4) /* a load soon after finds it on its way; not so behind a mask */
+    _mm_storeu_ps(p, _mm512_castps512_ps128(x));
+  else
+    _mm512_mask_storeu_ps(p, first_lanes(n), x);
+}
 
 WORD lanes widen_bf16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 /* Round to nearest even in integers: VCVTNEPS2BF16 would flush subnormals, and not every AVX-512 has it. */
@@ -129,7 +138,11 @@ WORD void lanes_transpose(lanes x[LANES]) {
   for (int i = 0; i < 16; i++) x[i] = t[i];
 }
 
-WORD lanes lanes_swap_halves(lanes a) { return _mm512_shuffle_f32x4(a, a, 0x4E); }
+WORD lanes lanes_rotate(lanes a, int n) {
+  return _mm512_permutexvar_ps(
+      _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(n)),
+      a); /* which reads four bits of an index */
+}
 
 /* A tree: what a transposition would move is added as soon as it lies in one place, 30 shuffles instead of 64. */
 WORD lanes lanes_sums(const lanes x[LANES]) {

@@ -40,15 +40,12 @@ typedef lane_integer lane_mask __attribute__((vector_size(VECTOR_BYTES)));
 #if LANES == 2
 #define FIRST_BY_TURNS 0, 2
 #define SECOND_BY_TURNS 1, 3
-#define SWAPPED 1, 0
 #elif LANES == 4
 #define FIRST_BY_TURNS 0, 4, 1, 5
 #define SECOND_BY_TURNS 2, 6, 3, 7
-#define SWAPPED 2, 3, 0, 1
 #else
 #define FIRST_BY_TURNS 0, 8, 1, 9, 2, 10, 3, 11
 #define SECOND_BY_TURNS 4, 12, 5, 13, 6, 14, 7, 15
-#define SWAPPED 4, 5, 6, 7, 0, 1, 2, 3
 #endif
 
 /* ---- Memory ---- */
@@ -61,6 +58,13 @@ WORD lanes lanes_load(const real *p) {
   return x;
 }
 WORD void lanes_store(real *p, lanes x) { memcpy(p, &x, sizeof x); }
+/* x as a register, where gcc would read it from memory for each of its uses. */
+WORD lanes lanes_once(lanes x) {
+#if defined(__SSE2__)
+  __asm__("" : "+x"(x));
+#endif
+  return x;
+}
 /* The first n of LANES lanes, 0 <= n <= LANES; a load leaves 0 in the others. */
 WORD lanes lanes_load_first(const real *p, int n) {
   lanes x = {0};
@@ -69,6 +73,10 @@ WORD lanes lanes_load_first(const real *p, int n) {
   return x;
 }
 WORD void lanes_store_first(real *p, lanes x, int n) {
+  if (__builtin_constant_p(n)) {
+    memcpy(p, &x, (size_t)n * sizeof(real));
+    return;
+  }
   for (int i = 0; i < LANES; i++)
     if (i < n) p[i] = x[i];
 }
@@ -96,7 +104,9 @@ WORD lanes lanes_load_f16(const uint16_t *p) { return lanes_load_f16_first(p, LA
 WORD lanes lanes_load_bf16(const uint16_t *p) { return lanes_load_bf16_first(p, LANES); }
 WORD void lanes_store_f16(uint16_t *p, lanes x) { lanes_store_f16_first(p, x, LANES); }
 WORD void lanes_store_bf16(uint16_t *p, lanes x) { lanes_store_bf16_first(p, x, LANES); }
-/* 2 * LANES elements as two vectors in an order of the vocabulary's own, which lanes_store_bf16_pair undoes. */
+/* 2 * LANES elements as two vectors in an order of the vocabulary's own, which lanes_store_bf16_pair undoes: even and
+ * odd, where two of them fill a lane. */
+#ifdef LANES_F64
 WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) {
   x[0] = lanes_load_bf16(p);
   x[1] = lanes_load_bf16(p + LANES);
@@ -105,6 +115,23 @@ WORD void lanes_store_bf16_pair(uint16_t *p, const lanes x[2]) {
   lanes_store_bf16(p, x[0]);
   lanes_store_bf16(p + LANES, x[1]);
 }
+#else
+typedef uint32_t lane_bits __attribute__((vector_size(VECTOR_BYTES)));
+WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) {
+  lane_bits both;
+  memcpy(&both, p, sizeof both);
+  x[0] = (lanes)(both << 16);
+  x[1] = (lanes)(both & 0xFFFF0000u);
+}
+WORD lane_bits round_bf16(lanes x) { /* in the upper halves; the lower are whatever */
+  lane_bits bits = (lane_bits)x, rounded = bits + 0x7FFF + ((bits >> 16) & 1), nan = (lane_bits)(x != x);
+  return (rounded & ~nan) | ((bits | 0x400000) & nan);
+}
+WORD void lanes_store_bf16_pair(uint16_t *p, const lanes x[2]) {
+  lane_bits both = (round_bf16(x[0]) >> 16) | (round_bf16(x[1]) & 0xFFFF0000u);
+  memcpy(p, &both, sizeof both);
+}
+#endif
 /* Stores past the cache, of LANES elements to addresses that are multiples of their bytes; lanes_stream_end makes them
  * visible to other threads. */
 WORD void lanes_stream(real *p, lanes x) { lanes_store(p, x); }
@@ -179,7 +206,18 @@ WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes 
     for (int i = 0; i < half; i++) y[i] = interleave_first(y[i], y[i + half]) + interleave_second(y[i], y[i + half]);
   return y[0];
 }
-WORD lanes lanes_swap_halves(lanes a) { return SHUFFLE(a, a, SWAPPED); }
+WORD lanes lanes_rotate(lanes a, int n) { /* lane i is lane (i + n) % LANES of a; n is a constant */
+#ifdef __clang__
+  lanes x = {0};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) x[i] = a[(i + n) % LANES];
+  return x;
+#else
+  lane_mask index;
+  for (int i = 0; i < LANES; i++) index[i] = (i + n) % LANES;
+  return __builtin_shuffle(a, index);
+#endif
+}
 WORD lanes lanes_index(void) { /* 0, 1, 2, … */
   lanes x;
   for (int i = 0; i < LANES; i++) x[i] = (real)i;
