@@ -53,8 +53,8 @@ bool io_array_describe(io_array *a, attend_dtype dtype, int ndim, const int64_t 
   return true;
 }
 
-/* Reading is twice as fast from huge pages on Zen 4 (30 GB/s beside 16); NumPy asks for them from 4 MiB on. Whole pages,
- * so that none is shared with what else is on the heap. */
+/* Reading is twice as fast from huge pages on Zen 4 (30 GB/s beside 16); NumPy asks for them from 4 MiB on. Whole
+ * pages, so that none is shared with what else is on the heap. */
 void *io_memory_new(size_t bytes) {
   const size_t huge = 2 << 20, alignment = bytes < 2 * huge ? 64 : huge;
   if (bytes > PTRDIFF_MAX - 2 * huge) return NULL;
