@@ -134,11 +134,25 @@ WORD void lanes_store_bf16_pair(uint16_t *p, const lanes x[2]) {
 #endif
 /* Stores past the cache, of LANES elements to addresses that are multiples of their bytes; lanes_stream_end makes them
  * visible to other threads. */
-WORD void lanes_stream(real *p, lanes x) { lanes_store(p, x); }
+WORD void lanes_stream(real *p, lanes x) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(x, (lanes *)(void *)p);
+#elif defined(__AVX__) && VECTOR_BYTES == 32 && defined(LANES_F64)
+  __builtin_ia32_movntpd256(p, x);
+#elif defined(__AVX__) && VECTOR_BYTES == 32
+  __builtin_ia32_movntps256(p, x);
+#else
+  lanes_store(p, x);
+#endif
+}
 WORD void lanes_stream_f16(uint16_t *p, lanes x) { lanes_store_f16(p, x); }
 WORD void lanes_stream_bf16(uint16_t *p, lanes x) { lanes_store_bf16(p, x); }
 WORD void lanes_stream_bf16_pair(uint16_t *p, const lanes x[2]) { lanes_store_bf16_pair(p, x); }
-WORD void lanes_stream_end(void) {}
+WORD void lanes_stream_end(void) {
+#if defined(__SSE2__)
+  __builtin_ia32_sfence();
+#endif
+}
 /* Bytes of a bool tensor as 0 or 1. */
 WORD lanes lanes_load_bool(const uint8_t *p) {
   lanes x;
