@@ -120,14 +120,24 @@ static bool short_forward_values(const short_forward_context *f, const short_for
   return finite;
 }
 
-/* The next pairs that go through each step together. */
+/* Do rows of a matrix follow each other? Then the core asks for the next by itself, and to do so as well is in its way.
+ */
+static bool short_is_adjacent(const attend_problem *p, operand_id id, int64_t columns) {
+  return p->layout[id].row == columns && p->layout[id].col == 1;
+}
+
+/* The next pairs that go through each step together; but one at a time where O is stored past the cache: rows of O that
+ * follow each other for longer than the core's queue of stores make everything wait. */
 static int short_forward_next(const short_forward_context *f, short_walk *walk, const short_forward_scratch *w,
                               short_forward_pair x[SHORT_BATCH], short_ahead *ahead) {
   const attend_problem *p = f->problem;
   const short_shape *shape = NULL;
   int64_t scores = 0, used = 0;
-  int count = 0;
-  while (count < SHORT_BATCH && walk->left > 0) {
+  int count = 0, most = f->stream ? 1 : SHORT_BATCH;
+  bool ask_q = !f->stream || !short_is_adjacent(p, OPERAND_Q, p->head_dim);
+  bool ask_k = !p->paged && (!f->stream || !short_is_adjacent(p, OPERAND_K, p->head_dim));
+  bool ask_v = !p->paged && (!f->stream || !short_is_adjacent(p, OPERAND_V, p->v_dim));
+  while (count < most && walk->left > 0) {
     if (!shape && !(shape = short_walk_shape(p, f->operands, f->choice, walk))) {
       walk->left -= p->heads - walk->h;
       walk->h = 0, walk->b++;
@@ -140,11 +150,10 @@ static int short_forward_next(const short_forward_context *f, short_walk *walk, 
     y->shape = shape;
     y->s = w->s + used;
     scores += keys * width, used += (keys + 1) * width;
-    short_ahead_add(ahead, &y->q, queries, p->head_dim, p->type);
-    if (walk->h % f->group == 0 && !p->paged) {
-      short_ahead_add(ahead, &y->k, keys, p->head_dim, p->type);
-      short_ahead_add(ahead, &y->v, keys, p->v_dim, p->type);
-    }
+    bool own_keys = walk->h % f->group == 0;
+    if (ask_q) short_ahead_add(ahead, &y->q, queries, p->head_dim, p->type);
+    if (ask_k && own_keys) short_ahead_add(ahead, &y->k, keys, p->head_dim, p->type);
+    if (ask_v && own_keys) short_ahead_add(ahead, &y->v, keys, p->v_dim, p->type);
     walk->left--;
     if (++walk->h == p->heads) walk->h = 0, walk->b++, shape = NULL;
   }
