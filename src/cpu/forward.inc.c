@@ -284,9 +284,11 @@ static void forward_item(void *context, int worker, int64_t index) {
   int64_t pair = first_pair + within % together, block = blocks - 1 - within / together;
   attend_slice s;
   attend_slice_make(p, f->operands, pair / p->heads, pair % p->heads, &s);
-  int64_t first = block * QUERY_ROWS;
-  if (first >= s.q_len || !attend_serves(f->choice, s.q_len, s.k_len)) return;
-  int rows = s.q_len - first < QUERY_ROWS ? (int)(s.q_len - first) : QUERY_ROWS;
+  /* The block that is not whole is the first: with causal it sees the fewest keys, as the last the most. */
+  int64_t own_blocks = (s.q_len + QUERY_ROWS - 1) / QUERY_ROWS, first = s.q_len - (own_blocks - block) * QUERY_ROWS;
+  if (block >= own_blocks || !attend_serves(f->choice, s.q_len, s.k_len)) return;
+  int rows = first < 0 ? (int)(first + QUERY_ROWS) : QUERY_ROWS;
+  if (first < 0) first = 0;
   int64_t used = 0;
   forward_scratch w = forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
   bool hidden = forward_rows(p, &s, first, rows, false, &w);
