@@ -13,6 +13,11 @@ static int64_t bias_items(const attend_problem *p) {
   return p->bias_shape[0] * p->bias_shape[1] * bias_row_blocks(p) * bias_key_blocks(p);
 }
 
+/* The sum at row l and column j of the item's tile. */
+static real *bias_sum_at(const backward_scratch *w, int l, int64_t j) {
+  return w->d_bias + (l / TILE_LANES * KEY_CHUNK + j) * TILE_LANES + l % TILE_LANES;
+}
+
 /* Add dS of queries i0 … and keys first … to the tile in scratch. */
 static void add_bias_gradient(const attend_problem *p, const attend_slice *s, int64_t i0, int64_t first,
                               const backward_scratch *w) {
@@ -29,7 +34,7 @@ static void add_bias_gradient(const attend_problem *p, const attend_slice *s, in
     gradient_tile(p, s, &q, &keys, j0, (int)(j1 - j0), false, w);
     for (int64_t j = j0; j < j1; j++)
       for (int l = 0; l < q.width; l += LANES) {
-        real *at = w->d_bias + (j - first) * GRADIENT_ROWS + l;
+        real *at = bias_sum_at(w, l, j - first);
         lanes ds = lanes_load(w->ds + (j - j0) * q.width + l);
         if (rows - l < LANES) ds = lanes_select(mask_first(rows - l), ds, lanes_zero());
         lanes_store(at, lanes_add(lanes_load(at), ds));
@@ -61,14 +66,24 @@ static void bias_item(void *context, int worker, int64_t index) {
   int64_t keys = shape[3] == 1 ? 1 : p->k_len - key_block * KEY_CHUNK;
   if (rows > GRADIENT_ROWS) rows = GRADIENT_ROWS;
   if (keys > KEY_CHUNK) keys = KEY_CHUNK;
+  const int64_t size = (int64_t)attend_type_size(to->type), i0 = row_block * GRADIENT_ROWS, j0 = key_block * KEY_CHUNK;
+  const int64_t origin = sequence * to->batch + head * to->head + i0 * to->row + j0 * to->col;
+  /* A tile that stands for itself is transposed in vectors: element by element it took longer than its products. */
+  if (shape[2] != 1 && shape[3] != 1 && (to->type == p->type || to->type == REAL_TYPE)) {
+    const attend_matrix tile = {(char *)d_bias + origin * size, to->row, to->col};
+    real one[TILE_LANES];
+    for (int l = 0; l < TILE_LANES; l++) one[l] = 1;
+    for (int g = 0; g < rows; g += TILE_LANES)
+      unpack_transposed(&tile, g, (int)rows - g, keys, bias_sum_at(&w, g, 0), one, p->accumulate, to->type);
+    return;
+  }
   for (int64_t i = 0; i < rows; i++)
     for (int64_t j = 0; j < keys; j++) {
       double sum = 0;
       for (int64_t y = j; y < (shape[3] == 1 ? KEY_CHUNK : j + 1); y++)
         for (int64_t x = i; x < (shape[2] == 1 ? GRADIENT_ROWS : i + 1); x++)
-          sum += (double)w.d_bias[y * GRADIENT_ROWS + x];
-      int64_t at = sequence * to->batch + head * to->head + (row_block * GRADIENT_ROWS + i) * to->row +
-                   (key_block * KEY_CHUNK + j) * to->col;
+          sum += (double)*bias_sum_at(&w, (int)x, y);
+      int64_t at = origin + i * to->row + j * to->col;
       attend_store(d_bias, at, to->type, sum + (p->accumulate ? attend_load(d_bias, at, to->type) : 0));
     }
 }

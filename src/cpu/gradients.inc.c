@@ -25,7 +25,7 @@ typedef struct backward_scratch {
   real *lse, *lse_low, *delta;             /* [GRADIENT_ROWS]; log2(e) lse is the sum of two: its size is the scores' */
   real *k, *v, *k_across;                  /* [KEY_CHUNK][dimension padded to tile rows], in words */
   real *d_k, *d_v;                         /* [KEY_CHUNK + TILE_ROWS][dimension padded to lanes] */
-  real *d_bias;                            /* [KEY_CHUNK][GRADIENT_ROWS] */
+  real *d_bias;                            /* [GRADIENT_BLOCKS][KEY_CHUNK][TILE_LANES] */
 } backward_scratch;
 
 /* The queries of one step, loaded. */
