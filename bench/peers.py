@@ -174,7 +174,7 @@ def measure(library, case, threads, seconds):
     clock = time.process_time if threads == 1 else time.perf_counter # the former is not stretched by a busy machine
     times = {name: [] for name in made[0][0]}
     start, turn = time.perf_counter(), 0
-    while turn < 3 or time.perf_counter() - start < seconds:
+    while turn < 9 or time.perf_counter() - start < seconds:
         for name, call in made[turn % sets][0].items():
             before = clock()
             call()
