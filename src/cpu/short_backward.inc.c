@@ -95,8 +95,10 @@ WORD void short_gradient_tile_as(const score_tile *t, const short_ranges *range,
       lanes probability = lanes_mul(lanes_load(t->s + at), share);
       lanes gradient = lanes_mul(lanes_mul(probability, lanes_sub(lanes_load(ds + at), delta)), scale);
       if (t->softcap_slope) gradient = lanes_mul(gradient, lanes_load(t->softcap_slope + at));
-      lanes_store(ds + at, lanes_select(short_hidden(t, range, k, v), lanes_zero(), gradient));
-      lanes_store(t->s + at, dropout ? lanes_mul(probability, lanes_load(factor + at)) : probability);
+      lane_mask hidden = short_hidden(t, range, k, v);
+      if (dropout) probability = lanes_mul(probability, lanes_load(factor + at));
+      lanes_store(ds + at, lanes_select(hidden, lanes_zero(), gradient));
+      lanes_store(t->s + at, lanes_select(hidden, lanes_zero(), probability)); /* the row's sum may be NaN */
     }
   }
 }

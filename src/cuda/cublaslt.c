@@ -102,8 +102,9 @@ static void *start(int ordinal, char reason[ATTEND_REASON_SIZE]) {
     *handle = NULL;
     snprintf(reason, ATTEND_REASON_SIZE, "cuBLASLt does not start: status %d", error);
   }
+  void *made = *handle;
   pthread_mutex_unlock(&lock);
-  return *handle;
+  return made;
 }
 
 /* How cuBLASLt is told of a product. */

@@ -117,6 +117,18 @@ def test_attend_is_the_original(causal, flash):
     torch.testing.assert_close(Attend(causal=causal, flash=flash)(q, k, v, mask=mask, attn_bias=bias), want, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n", [2, 9, 40])
+def test_nan_stays_in_its_row(dtype, n):
+    """A bias of NaN for the first pair makes its row NaN, but nothing of the keys that causal hides from it."""
+    q, k, v = qkv(b=1, h=1, hkv=1, nq=n, nk=n, dtype=dtype)
+    bias = torch.zeros(1, 1, n, n, dtype=dtype)
+    bias[..., 0, 0] = float("nan")
+    out = attention(q, k, v, bias=bias, causal=True)
+    for gradient in torch.autograd.grad(out, (q, k, v), torch.ones_like(out)):
+        assert gradient.isnan().any(-1).flatten().tolist() == [True] + [False] * (n - 1)
+
+
 # ---- PyTorch's SDPA as the oracle --------------------------------------------------------------------------------------
 
 def draw(generator):
