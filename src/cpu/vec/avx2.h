@@ -166,10 +166,8 @@ WORD lanes lanes_sums(const lanes x[LANES]) {
 /* ---- Masks ---- */
 
 WORD lane_mask lanes_less(lanes a, lanes b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
-WORD lane_mask lanes_less_equal(lanes a, lanes b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
 WORD lane_mask lanes_equal(lanes a, lanes b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 WORD lane_mask lanes_unordered(lanes a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
-WORD lane_mask mask_and(lane_mask a, lane_mask b) { return _mm256_and_ps(a, b); }
 WORD lane_mask mask_or(lane_mask a, lane_mask b) { return _mm256_or_ps(a, b); }
 WORD lane_mask mask_not(lane_mask a) { return _mm256_xor_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(-1))); }
 WORD int mask_any(lane_mask m) { return _mm256_movemask_ps(m) != 0; }

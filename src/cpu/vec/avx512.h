@@ -164,10 +164,8 @@ WORD lanes lanes_sums(const lanes x[LANES]) {
 /* ---- Masks ---- */
 
 WORD lane_mask lanes_less(lanes a, lanes b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-WORD lane_mask lanes_less_equal(lanes a, lanes b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 WORD lane_mask lanes_equal(lanes a, lanes b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 WORD lane_mask lanes_unordered(lanes a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
-WORD lane_mask mask_and(lane_mask a, lane_mask b) { return (lane_mask)(a & b); }
 WORD lane_mask mask_or(lane_mask a, lane_mask b) { return (lane_mask)(a | b); }
 WORD lane_mask mask_not(lane_mask a) { return (lane_mask)~a; }
 WORD int mask_any(lane_mask m) { return m != 0; }
