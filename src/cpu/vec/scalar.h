@@ -240,9 +240,9 @@ WORD lanes lanes_index(void) { /* 0, 1, 2, … */
 
 /* ---- Masks ---- */
 
-WORD lane_mask lanes_less(lanes a, lanes b) { return a < b; }        /* false where either is NaN */
-WORD lane_mask lanes_equal(lanes a, lanes b) { return a == b; }      /* the same */
-WORD lane_mask lanes_unordered(lanes a) { return a != a; }           /* is it NaN? */
+WORD lane_mask lanes_less(lanes a, lanes b) { return a < b; }   /* false where either is NaN */
+WORD lane_mask lanes_equal(lanes a, lanes b) { return a == b; } /* the same */
+WORD lane_mask lanes_unordered(lanes a) { return a != a; }      /* is it NaN? */
 WORD lane_mask mask_or(lane_mask a, lane_mask b) { return a | b; }
 WORD lane_mask mask_not(lane_mask a) { return ~a; }
 WORD int mask_any(lane_mask m) {
