@@ -8,13 +8,27 @@
 
 __extension__ typedef __int128 wide; /* byte extents before they are known to fit in 60 bits */
 
+/* A tensor of the caller's, and an array of its sizes or strides: what they held. */
+typedef struct attend_given_tensor {
+  _Alignas(16) attend_tensor held;
+  const attend_tensor *at;
+} attend_given_tensor;
+typedef struct attend_given_array {
+  _Alignas(16) int64_t held[4];
+  const int64_t *at;
+  int count;
+} attend_given_array;
+
+typedef const attend_tensor *attend_tensors[OPERAND_COUNT];
+
 /* What execution compares an operand with. */
 typedef struct attend_expected {
   attend_dtype dtype;
   bool empty;          /* no elements: strides and data may be anything */
   bool compact;        /* NULL strides are the plan's */
+  bool chosen;         /* a kernel asks for the alignment, not the element type */
   uintptr_t alignment; /* of data, a power of two */
-  bool chosen;         /* a kernel asks for it, not the element type */
+  int64_t low, high;   /* bytes from the first element to the lowest byte, and past the highest */
 } attend_expected;
 
 struct attend_plan {
@@ -28,30 +42,48 @@ struct attend_plan {
   attend_expected expected[OPERAND_COUNT];
   operand_id operand[OPERAND_COUNT]; /* those that the problem has */
   int operands;
-  const void *distinct[OPERAND_COUNT]; /* data known to share nothing that it must not; all NULL: not known */
+  uintptr_t minded[OPERAND_COUNT]; /* 0: a tensor there is ignored; else all ones */
+  /* What it was made with: tensors by operand_id; operand[i]'s at i; their arrays, each once, or none if one is empty.
+   */
+  attend_tensors tensors;
+  attend_given_tensor given[OPERAND_COUNT];
+  attend_given_array array[2 * OPERAND_COUNT];
+  int arrays;
+  bool distinct;             /* the data is right, and shares nothing that it must not */
+  void *data[OPERAND_COUNT]; /* by operand_id */
 };
 
-/* The operands of attend_args in the order of operand_id. */
+/* The operands of attend_args, which lie there in the order of operand_id. */
 extern const char *const attend_operand_names[OPERAND_COUNT];
-void attend_args_tensors(const attend_args *args, const attend_tensor *tensors[OPERAND_COUNT]);
+_Static_assert(offsetof(attend_args, dropout_seed) - offsetof(attend_args, q) == sizeof(attend_tensors) &&
+                   offsetof(attend_args, lse) - offsetof(attend_args, q) == OPERAND_LSE * sizeof(attend_tensor *),
+               "operand_id does not name the tensors of attend_args");
+ATTEND_INLINE const attend_tensors *attend_args_tensors(const attend_args *args) {
+  return (const attend_tensors *)(const void *)((const char *)args + offsetof(attend_args, q));
+}
 
 /* Where a tensor's first element is: of any tensor, one that is yet to be checked too, whose sum may wrap around. */
 ATTEND_INLINE void *attend_first_element(const attend_tensor *t) {
   return (void *)((uintptr_t)t->data + (uintptr_t)t->byte_offset);
 }
 
-/* Copy a caller's struct of its own version into the current one (missing fields zero); fails if the caller's is newer
- * and sets fields that this library does not know. */
-attend_status attend_read_args(const attend_args *caller, attend_args *args);
+/* A caller's struct of its own version as the current one (missing fields zero), copied if it is not; fails if the
+ * caller's is newer and sets fields that this library does not know. */
+attend_status attend_copy_args(const attend_args *caller, attend_args *copy);
+static inline attend_status attend_read_args(const attend_args *caller, attend_args *copy, const attend_args **args) {
+  bool current = caller && (caller->size == 0 || caller->size == sizeof *caller);
+  *args = current ? caller : copy;
+  return current ? ATTEND_OK : attend_copy_args(caller, copy);
+}
 attend_status attend_read_options(const attend_options *caller, attend_options *options);
 
 /* Check everything but data; fill plan's problem, shapes and services. */
 attend_status attend_check(attend_direction direction, const attend_args *args, const attend_options *options,
                            attend_plan *plan);
 /* Fill what attend_bind goes by; the kernels have been chosen. */
-void attend_expect(attend_plan *plan);
-/* Check that args fit the plan; fill operands. */
-attend_status attend_bind(const attend_plan *plan, const attend_args *args, attend_operands *operands);
+void attend_expect(attend_plan *plan, const attend_args *args);
+/* Check that args fit the plan; fill operands. Is their data other than what is known to be distinct? */
+attend_status attend_bind(const attend_plan *plan, const attend_args *args, attend_operands *operands, bool *moved);
 /* Check host index tensors of bound operands. */
 attend_status attend_check_host_indices(const attend_problem *problem, const attend_operands *operands);
 /* Does an output hold an element twice? */

@@ -488,7 +488,7 @@ attend_status attend_check(attend_direction direction, const attend_args *args, 
     return attend_fail(ATTEND_ERROR_OPTION, "direction: expected ATTEND_FORWARD or ATTEND_BACKWARD, got %d",
                        (int)direction);
   c.p->direction = direction;
-  attend_args_tensors(args, c.t);
+  memcpy(c.t, *attend_args_tensors(args), sizeof c.t);
   if (direction == ATTEND_FORWARD) /* gradients may stand in args that serve both directions: forward ignores them */
     for (operand_id id = OPERAND_D_OUT; id < OPERAND_COUNT; id++) c.t[id] = NULL;
   else

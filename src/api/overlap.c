@@ -61,25 +61,18 @@ static bool solvable(search *s, int depth, int64_t sum, bool moved) {
 typedef struct box {
   int dims;
   int64_t size[4], step[4], element; /* bytes; steps positive */
-  int64_t low, high;                 /* first byte, and one past the last */
+  int64_t low;                       /* first byte */
 } box;
 
 static box box_of(const attend_plan *plan, operand_id id, const void *data) {
   box x = {.element = (int64_t)attend_type_size(plan->problem.layout[id].type)};
-  int64_t below = 0, above = x.element;
   for (int i = 0; i < plan->ndim[id]; i++) {
-    int64_t size = plan->shape[id][i];
-    if (size <= 1) continue; /* its stride may be anything */
+    if (plan->shape[id][i] <= 1) continue; /* its stride may be anything */
     int64_t step = plan->strides[id][i] * x.element;
-    if (step < 0)
-      below += (size - 1) * step, step = -step;
-    else
-      above += (size - 1) * step;
-    x.size[x.dims] = size;
-    x.step[x.dims++] = step;
+    x.size[x.dims] = plan->shape[id][i];
+    x.step[x.dims++] = step < 0 ? -step : step;
   }
-  x.low = (int64_t)((uintptr_t)data + (uintptr_t)below);
-  x.high = (int64_t)((uintptr_t)data + (uintptr_t)above);
+  x.low = (int64_t)((uintptr_t)data + (uintptr_t)plan->expected[id].low);
   return x;
 }
 
@@ -102,7 +95,6 @@ static bool repeats_itself(const box *x) {
 }
 
 static bool share(const box *x, const box *y) {
-  if (x->high <= y->low || y->high <= x->low) return false;
   search s = {
       .low = y->low - x->low - x->element + 1, .high = y->low - x->low + y->element - 1, .budget = SEARCH_BUDGET};
   for (int i = 0; i < x->dims; i++)
@@ -126,20 +118,26 @@ attend_status attend_check_repeats(const attend_plan *plan) {
   return ATTEND_OK;
 }
 
+/* Can two operands be told apart without a search? Their hulls are, or they are as far from each other as they were
+ * when the plan was made, and were distinct then. */
+static bool apart(const attend_plan *plan, void *const data[OPERAND_COUNT], operand_id i, operand_id k) {
+  const attend_expected *x = &plan->expected[i], *y = &plan->expected[k];
+  const int64_t from = (int64_t)((uintptr_t)data[k] - (uintptr_t)data[i]);
+  const int64_t then = (int64_t)((uintptr_t)plan->data[k] - (uintptr_t)plan->data[i]);
+  return from + y->high <= x->low || x->high <= from + y->low || (plan->distinct && from == then);
+}
+
 /* The first output that shares an element, and with what; false: none. */
 static bool find_overlap(const attend_plan *plan, void *const data[OPERAND_COUNT], operand_id *out, operand_id *other) {
-  box boxes[OPERAND_COUNT];
-  for (int i = 0; i < plan->operands; i++) {
-    operand_id id = plan->operand[i];
-    if (data[id]) boxes[id] = box_of(plan, id, data[id]);
-  }
   for (int i = 0; i < plan->operands; i++) {
     *out = plan->operand[i];
     if (!data[*out] || !is_output(plan->problem.direction, *out)) continue;
     for (int k = 0; k < plan->operands; k++) {
       *other = plan->operand[k];
       if (k == i || !data[*other] || (k < i && is_output(plan->problem.direction, *other))) continue;
-      if (share(&boxes[*out], &boxes[*other])) return true;
+      if (apart(plan, data, *out, *other)) continue;
+      box x = box_of(plan, *out, data[*out]), y = box_of(plan, *other, data[*other]);
+      if (share(&x, &y)) return true;
     }
   }
   return false;
@@ -147,23 +145,20 @@ static bool find_overlap(const attend_plan *plan, void *const data[OPERAND_COUNT
 
 attend_status attend_check_overlap(const attend_plan *plan, const attend_operands *o) {
   operand_id out, other;
-  if (memcmp(plan->distinct, o->data, sizeof o->data) == 0 || !find_overlap(plan, o->data, &out, &other))
-    return ATTEND_OK;
+  if (!find_overlap(plan, o->data, &out, &other)) return ATTEND_OK;
   return attend_fail(ATTEND_ERROR_OVERLAP,
                      "%s: expected an output that shares no element with %s, got memory that does",
                      attend_operand_names[out], attend_operand_names[other]);
 }
 
 void attend_remember_distinct(attend_plan *plan, const attend_args *args) {
-  const attend_tensor *t[OPERAND_COUNT];
-  void *data[OPERAND_COUNT] = {NULL};
+  const attend_tensors *t = attend_args_tensors(args);
   operand_id out, other;
-  attend_args_tensors(args, t);
   for (int i = 0; i < plan->operands; i++) {
     operand_id id = plan->operand[i];
     if (plan->expected[id].empty) continue;
-    if (!t[id]->data) return;
-    data[id] = attend_first_element(t[id]);
+    plan->data[id] = attend_first_element((*t)[id]);
+    if (!(*t)[id]->data || (uintptr_t)plan->data[id] & (plan->expected[id].alignment - 1)) return;
   }
-  if (!find_overlap(plan, data, &out, &other)) memcpy(plan->distinct, data, sizeof data);
+  plan->distinct = !find_overlap(plan, plan->data, &out, &other);
 }

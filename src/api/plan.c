@@ -11,7 +11,7 @@ static attend_status make(attend_direction direction, const attend_args *args, c
                           attend_plan *plan, attend_explanation *explanation) {
   attend_status s = attend_check(direction, args, options, plan);
   if (!s) s = attend_choose(plan, options, explanation);
-  if (!s) attend_expect(plan);
+  if (!s) attend_expect(plan, args);
   if (!s && !explanation && plan->problem.device.type == ATTEND_CUDA && options->hooks && options->hooks->log)
     cuda_notice(plan->problem.device.id, plan->choice[0].kernel->name, &plan->services);
   return s;
@@ -21,18 +21,19 @@ attend_status attend_plan_create(attend_direction direction, const attend_args *
                                  const attend_options *caller_options, attend_plan **out) {
   if (!out) return attend_fail(ATTEND_ERROR_NULL, "plan: expected a pointer to the plan's pointer, got NULL");
   *out = NULL;
-  attend_args args;
+  attend_args copy;
+  const attend_args *args;
   attend_options options;
   attend_plan plan;
   attend_status s;
-  if ((s = attend_read_args(caller_args, &args)) || (s = attend_read_options(caller_options, &options)) ||
-      (s = make(direction, &args, &options, &plan, NULL)))
+  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_read_options(caller_options, &options)) ||
+      (s = make(direction, args, &options, &plan, NULL)))
     return s;
   attend_plan *kept = plan.services.allocate(plan.services.user, sizeof *kept, ATTEND_WORKSPACE_ALIGNMENT);
   if (!kept)
     return attend_fail(ATTEND_ERROR_OUT_OF_MEMORY, "plan: expected %zu bytes from the allocator, got none",
                        sizeof *kept);
-  attend_remember_distinct(&plan, &args);
+  attend_remember_distinct(&plan, args);
   *kept = plan;
   *out = kept;
   return ATTEND_OK;
@@ -46,17 +47,22 @@ void attend_plan_destroy(attend_plan *plan) {
 
 size_t attend_plan_workspace_bytes(const attend_plan *plan) { return plan ? plan->workspace_bytes : 0; }
 
-static attend_status bind_checked(const attend_plan *plan, const attend_args *caller_args, attend_operands *operands) {
-  attend_args args;
+static inline attend_status bind_checked(const attend_plan *plan, const attend_args *caller_args,
+                                         attend_operands *operands) {
+  attend_args copy;
+  const attend_args *args;
   attend_status s;
-  if ((s = attend_read_args(caller_args, &args)) || (s = attend_bind(plan, &args, operands))) return s;
-  if (plan->problem.device.type == ATTEND_CPU && (s = attend_check_host_indices(&plan->problem, operands))) return s;
-  return attend_check_overlap(plan, operands);
+  bool moved;
+  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_bind(plan, args, operands, &moved))) return s;
+  if (attend_lengths_vary(&plan->problem) && plan->problem.device.type == ATTEND_CPU &&
+      (s = attend_check_host_indices(&plan->problem, operands)))
+    return s;
+  return moved ? attend_check_overlap(plan, operands) : ATTEND_OK;
 }
 
-/* Is there a sequence for this kernel? One that serves all is run in any case. */
+/* Is there a sequence for this kernel? */
 static bool has_work(const attend_plan *plan, const attend_choice *choice, const attend_operands *operands) {
-  bool found = plan->choices == 1;
+  bool found = false;
   for (int64_t b = 0; b < plan->problem.batch && !found; b++) {
     int64_t q_len, k_len;
     attend_sequence_lengths(&plan->problem, operands, b, &q_len, &k_len);
@@ -65,18 +71,19 @@ static bool has_work(const attend_plan *plan, const attend_choice *choice, const
   return found;
 }
 
-static attend_status run(const attend_plan *plan, const attend_operands *operands, void *workspace, void *stream) {
+static inline attend_status run(const attend_plan *plan, const attend_operands *operands, void *workspace,
+                                void *stream) {
   attend_status s = ATTEND_OK;
-  for (int i = 0; i < plan->choices && !s; i++) {
-    const attend_choice *c = &plan->choice[i];
+  const attend_choice *c = plan->choice;
+  if (plan->choices == 1) return c->kernel->run(&plan->problem, c, operands, &plan->services, workspace, stream);
+  for (; c < plan->choice + plan->choices && !s; c++)
     if (has_work(plan, c, operands))
       s = c->kernel->run(&plan->problem, c, operands, &plan->services, workspace, stream);
-  }
   return s;
 }
 
-static attend_status execute(attend_direction direction, const attend_plan *plan, const attend_args *args,
-                             void *workspace, size_t workspace_bytes, void *stream) {
+static inline attend_status execute(attend_direction direction, const attend_plan *plan, const attend_args *args,
+                                    void *workspace, size_t workspace_bytes, void *stream) {
   attend_operands operands;
   attend_status s;
   if (!plan) return attend_fail(ATTEND_ERROR_NULL, "plan: expected a plan, got NULL");
@@ -93,7 +100,7 @@ static attend_status execute(attend_direction direction, const attend_plan *plan
     return attend_fail(ATTEND_ERROR_WORKSPACE, "workspace: expected a multiple of %d, got %p",
                        ATTEND_WORKSPACE_ALIGNMENT, workspace);
   if ((s = bind_checked(plan, args, &operands))) return s;
-  if (attend_run_without_heads(plan, &operands)) return ATTEND_OK;
+  if (plan->problem.heads == 0 && attend_run_without_heads(plan, &operands)) return ATTEND_OK;
   return run(plan, &operands, workspace, stream);
 }
 
@@ -129,13 +136,15 @@ static attend_status copy_to_host(const attend_plan *plan, operand_id id, attend
 
 attend_status attend_check_indices(const attend_plan *plan, const attend_args *caller_args, void *stream) {
   static const operand_id ids[] = {OPERAND_Q_OFFSETS, OPERAND_K_OFFSETS, OPERAND_KV_LEN, OPERAND_BLOCK_TABLE};
-  attend_args args;
+  attend_args copy;
+  const attend_args *args;
   attend_operands operands;
   attend_status s;
   void *copies[4] = {NULL};
   size_t bytes[4];
+  bool moved;
   if (!plan) return attend_fail(ATTEND_ERROR_NULL, "plan: expected a plan, got NULL");
-  if ((s = attend_read_args(caller_args, &args)) || (s = attend_bind(plan, &args, &operands))) return s;
+  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_bind(plan, args, &operands, &moved))) return s;
   if (plan->problem.device.type == ATTEND_CUDA) {
     s = cuda_wait(plan->problem.device.id, stream);
     for (int i = 0; i < 4 && !s; i++)
@@ -149,7 +158,8 @@ attend_status attend_check_indices(const attend_plan *plan, const attend_args *c
 
 attend_status attend_explain(attend_direction direction, const attend_args *caller_args,
                              const attend_options *caller_options, attend_explanation *out) {
-  attend_args args;
+  attend_args copy;
+  const attend_args *args;
   attend_options options;
   attend_plan plan;
   attend_status s;
@@ -158,8 +168,9 @@ attend_status attend_explain(attend_direction direction, const attend_args *call
     return attend_fail(ATTEND_ERROR_OPTION, "attend_explanation.size: expected at least %zu, got %zu", sizeof *out,
                        out->size);
   attend_explanation e = {.size = out->size};
-  if ((s = attend_read_args(caller_args, &args)) || (s = attend_read_options(caller_options, &options))) return s;
-  s = make(direction, &args, &options, &plan, &e);
+  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_read_options(caller_options, &options)))
+    return s;
+  s = make(direction, args, &options, &plan, &e);
   if (s && s != ATTEND_ERROR_NO_BACKEND) return s;
   e.status = s;
   *out = e;
@@ -209,17 +220,19 @@ static attend_status once_on_gpu(const attend_plan *plan, const attend_operands 
 
 static attend_status once(attend_direction direction, const attend_args *caller_args,
                           const attend_options *caller_options) {
-  attend_args args;
+  attend_args copy;
+  const attend_args *args;
   attend_options options;
   attend_plan plan;
   attend_operands operands;
   attend_status s;
-  if ((s = attend_read_args(caller_args, &args)) || (s = attend_read_options(caller_options, &options))) return s;
-  if (args.q_offsets && !options.max_q_len && args.q_offsets->device.type == ATTEND_CPU)
-    options.max_q_len = longest(args.q_offsets);
-  if (args.k_offsets && !options.max_k_len && args.k_offsets->device.type == ATTEND_CPU)
-    options.max_k_len = longest(args.k_offsets);
-  if ((s = make(direction, &args, &options, &plan, NULL)) || (s = bind_checked(&plan, &args, &operands))) return s;
+  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_read_options(caller_options, &options)))
+    return s;
+  if (args->q_offsets && !options.max_q_len && args->q_offsets->device.type == ATTEND_CPU)
+    options.max_q_len = longest(args->q_offsets);
+  if (args->k_offsets && !options.max_k_len && args->k_offsets->device.type == ATTEND_CPU)
+    options.max_k_len = longest(args->k_offsets);
+  if ((s = make(direction, args, &options, &plan, NULL)) || (s = bind_checked(&plan, args, &operands))) return s;
   if (attend_run_without_heads(&plan, &operands)) return ATTEND_OK;
   return plan.problem.device.type == ATTEND_CUDA ? once_on_gpu(&plan, &operands) : once_on_cpu(&plan, &operands);
 }

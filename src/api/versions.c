@@ -19,9 +19,9 @@ static attend_status read_struct(const char *name, const void *caller, size_t si
   return ATTEND_OK;
 }
 
-attend_status attend_read_args(const attend_args *caller, attend_args *args) {
+attend_status attend_copy_args(const attend_args *caller, attend_args *copy) {
   if (!caller) return attend_fail(ATTEND_ERROR_NULL, "args: expected a pointer to attend_args, got NULL");
-  return read_struct("attend_args", caller, caller->size, args, sizeof *args);
+  return read_struct("attend_args", caller, caller->size, copy, sizeof *copy);
 }
 
 attend_status attend_read_options(const attend_options *caller, attend_options *options) {
@@ -34,11 +34,3 @@ const char *const attend_operand_names[OPERAND_COUNT] = {
     "q",      "k",         "v",         "out",         "mask",   "bias",  "alibi_slopes", "sink",
     "kv_len", "q_offsets", "k_offsets", "block_table", "lse",    "probs", "scores",       "d_out",
     "d_lse",  "d_q",       "d_k",       "d_v",         "d_bias", "d_sink"};
-
-void attend_args_tensors(const attend_args *a, const attend_tensor *t[OPERAND_COUNT]) {
-  const attend_tensor *const all[OPERAND_COUNT] = {
-      a->q,      a->k,         a->v,         a->out,         a->mask,   a->bias,  a->alibi_slopes, a->sink,
-      a->kv_len, a->q_offsets, a->k_offsets, a->block_table, a->lse,    a->probs, a->scores,       a->d_out,
-      a->d_lse,  a->d_q,       a->d_k,       a->d_v,         a->d_bias, a->d_sink};
-  memcpy(t, all, sizeof all);
-}

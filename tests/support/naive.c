@@ -290,7 +290,8 @@ void run_naive(test_problem *problem, attend_direction direction, int order, run
   options.backends = ATTEND_BACKEND_REFERENCE;
   attend_plan *plan = NULL;
   naive n = {.order = order};
-  if (attend_plan_create(direction, &args, &options, &plan) || attend_bind(plan, &args, &n.o)) abort();
+  bool moved;
+  if (attend_plan_create(direction, &args, &options, &plan) || attend_bind(plan, &args, &n.o, &moved)) abort();
   n.p = &plan->problem;
   if (direction == ATTEND_BACKWARD)
     backward(&n);
