@@ -265,35 +265,39 @@ static void short_backward_item(void *context, int worker, int64_t index) {
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
 
-/* An item of one query and one key each: short.inc.c says why. */
+/* `count` pairs, a constant, of one query and one key each: short.inc.c says why. */
+WORD void short_backward_ones_step(const short_backward_context *c, short_ones_walk *w, int count) {
+  const attend_problem *p = c->problem;
+  const attend_operands *o = c->operands;
+  const short_ones q = short_ones_at(p, o, OPERAND_Q, w, count), k = short_ones_at(p, o, OPERAND_K, w, count);
+  const short_ones v = short_ones_at(p, o, OPERAND_V, w, count), d_out = short_ones_at(p, o, OPERAND_D_OUT, w, count);
+  const short_ones d_q = short_ones_at(p, o, OPERAND_D_Q, w, count), d_k = short_ones_at(p, o, OPERAND_D_K, w, count);
+  const short_ones d_v = short_ones_at(p, o, OPERAND_D_V, w, count);
+  lanes s[LANES], dp[LANES], size = lanes_zero();
+  short_ones_dots(&q, &k, count, p->head_dim, s);
+  short_ones_dots(&d_out, &v, count, p->v_dim, dp);
+#pragma GCC unroll 8
+  for (int i = 0; i < count; i++) size = lanes_add(size, lanes_add(lanes_abs(s[i]), lanes_abs(dp[i])));
+  const real factor = score_factor(p), enlarged = factor < 0 ? 1 - factor : 1 + factor;
+  if (mask_any(mask_not(lanes_less(lanes_mul(size, lanes_set1(enlarged)), lanes_set1((real)0x1p100))))) {
+    const lanes power = short_ones_softmax(lanes_mul(lanes_sums(s), lanes_set1(factor)));
+    const lanes dp_sum = lanes_sums(dp), ds = lanes_mul(power, lanes_sub(dp_sum, dp_sum)); /* delta is dP */
+    short_ones_products(&d_q, ds, &k, count, p->head_dim, c->stream_q);
+    short_ones_products(&d_k, ds, &q, count, p->head_dim, c->stream_k);
+    short_ones_products(&d_v, power, &d_out, count, p->v_dim, c->stream_v);
+  } else { /* Far from what overflows, all is finite: P = 1, dS = 0, and no lanes need be added up. */
+    short_ones_products(&d_q, lanes_zero(), NULL, count, p->head_dim, c->stream_q);
+    short_ones_products(&d_k, lanes_zero(), NULL, count, p->head_dim, c->stream_k);
+    short_ones_products(&d_v, lanes_set1(1), &d_out, count, p->v_dim, c->stream_v);
+  }
+  short_ones_next(p, w, count);
+}
 static void short_backward_ones(void *context, int worker, int64_t index) {
   const short_backward_context *c = context;
-  const attend_problem *p = c->problem;
-  int64_t first = index * SHORT_PAIRS, pairs = p->batch * p->heads;
-  int64_t last = pairs - first < SHORT_PAIRS ? pairs : first + SHORT_PAIRS;
+  short_ones_walk w = short_ones_begin(c->problem, index);
   (void)worker;
-  const attend_slice none = {.sink = -INFINITY};
-  const short_ranges range = {.last_query = {SHORT_ONES}};
-  real power[LANES], ds[LANES], one[LANES];
-  const score_tile tile = {.problem = p, .slice = &none, .rows = SHORT_ONES, .keys = 1, .width = LANES, .s = power};
-  lanes_store(one, lanes_set1(1));
-  for (; first < last; first += SHORT_ONES) {
-    int count = last - first < SHORT_ONES ? (int)(last - first) : SHORT_ONES;
-    short_ones q, k, v, d_out, out;
-    short_ones_at(p, c->operands, OPERAND_Q, first, count, &q);
-    short_ones_at(p, c->operands, OPERAND_K, first, count, &k);
-    short_ones_at(p, c->operands, OPERAND_V, first, count, &v);
-    short_ones_at(p, c->operands, OPERAND_D_OUT, first, count, &d_out);
-    lanes_store(power, short_ones_dots(&q, &k, count, p->head_dim, score_factor(p)));
-    lanes_store(ds, short_ones_dots(&d_out, &v, count, p->v_dim, 1));
-    short_gradient_tile(&tile, &range, ds, NULL);
-    short_ones_at(p, c->operands, OPERAND_D_Q, first, count, &out);
-    short_ones_products(&out, ds, &k, one, count, p->head_dim, c->stream_q);
-    short_ones_at(p, c->operands, OPERAND_D_K, first, count, &out);
-    short_ones_products(&out, ds, &q, one, count, p->head_dim, c->stream_k);
-    short_ones_at(p, c->operands, OPERAND_D_V, first, count, &out);
-    short_ones_products(&out, power, &d_out, one, count, p->v_dim, c->stream_v);
-  }
+  while (w.left >= SHORT_ONES) short_backward_ones_step(c, &w, SHORT_ONES);
+  while (w.left > 0) short_backward_ones_step(c, &w, 1);
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
 
@@ -308,6 +312,13 @@ bool ENTRY(backward_short_plan)(const attend_kernel_row *row, const attend_probl
   int64_t used = 0, items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   short_backward_scratch_at(p, NULL, &used);
   choice->splits = 1;
+  const int64_t q_rows = p->heads * (p->ragged_q ? p->q_total : p->batch * p->q_len);
+  const int64_t k_rows = p->kv_heads * (p->ragged_k ? p->k_total : p->batch * p->k_len);
+  choice->own[SHORT_OWN_ONES] = short_is_one(p);
+  choice->own[SHORT_OWN_OPTIONS] = short_has_options(p) || attend_has(p, OPERAND_D_LSE);
+  choice->own[SHORT_OWN_STREAM_Q] = short_streams(p, OPERAND_D_Q, q_rows, p->head_dim);
+  choice->own[SHORT_OWN_STREAM_K] = short_streams(p, OPERAND_D_K, k_rows, p->head_dim);
+  choice->own[SHORT_OWN_STREAM_V] = short_streams(p, OPERAND_D_V, k_rows, p->v_dim);
   choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
   choice->workspace_bytes = (size_t)(choice->threads * round_up(used, 256));
   choice->alignment = attend_type_size(p->type);
@@ -318,19 +329,18 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                                         const attend_operands *operands, const attend_services *services,
                                         void *workspace, void *stream) {
   (void)stream;
-  int64_t q_rows = p->heads * (p->ragged_q ? p->q_total : p->batch * p->q_len);
-  int64_t k_rows = p->kv_heads * (p->ragged_k ? p->k_total : p->batch * p->k_len);
+  const uint64_t *own = choice->own;
   short_backward_context c = {.problem = p,
                               .choice = choice,
-                              .options = short_has_options(p) || attend_has(p, OPERAND_D_LSE),
+                              .options = own[SHORT_OWN_OPTIONS],
                               .operands = operands,
                               .workspace = workspace,
                               .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
-                              .stream_q = short_streams(p, operands, OPERAND_D_Q, q_rows, p->head_dim),
-                              .stream_k = short_streams(p, operands, OPERAND_D_K, k_rows, p->head_dim),
-                              .stream_v = short_streams(p, operands, OPERAND_D_V, k_rows, p->v_dim)};
+                              .stream_q = own[SHORT_OWN_STREAM_Q] && short_is_aligned(operands, OPERAND_D_Q),
+                              .stream_k = own[SHORT_OWN_STREAM_K] && short_is_aligned(operands, OPERAND_D_K),
+                              .stream_v = own[SHORT_OWN_STREAM_V] && short_is_aligned(operands, OPERAND_D_V)};
   int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
-  attend_for_each(services, (int)choice->threads, items, short_is_one(p) ? short_backward_ones : short_backward_item,
-                  &c);
+  attend_for_each(services, (int)choice->threads, items,
+                  own[SHORT_OWN_ONES] ? short_backward_ones : short_backward_item, &c);
   return ATTEND_OK;
 }

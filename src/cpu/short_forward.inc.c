@@ -190,27 +190,28 @@ static void short_forward_item(void *context, int worker, int64_t index) {
   if (f->stream) lanes_stream_end();
 }
 
-/* An item of one query and one key each: short.inc.c says why. */
+/* `count` pairs, a constant, of one query and one key each: short.inc.c says why. */
+WORD void short_forward_ones_step(const short_forward_context *f, short_ones_walk *w, int count) {
+  const attend_problem *p = f->problem;
+  const attend_operands *o = f->operands;
+  const short_ones q = short_ones_at(p, o, OPERAND_Q, w, count), k = short_ones_at(p, o, OPERAND_K, w, count);
+  const short_ones v = short_ones_at(p, o, OPERAND_V, w, count), out = short_ones_at(p, o, OPERAND_OUT, w, count);
+  const short_ones rows = short_ones_at(p, o, OPERAND_LSE, w, count);
+  lanes dots[LANES];
+  short_ones_dots(&q, &k, count, p->head_dim, dots);
+  const lanes s = lanes_mul(lanes_sums(dots), lanes_set1(score_factor(p))), power = short_ones_softmax(s);
+  short_ones_products(&out, power, &v, count, p->v_dim, f->stream);
+  real lse[LANES];
+  lanes_store(lse, lanes_mul(lanes_set1((real)LN_2), lanes_add(s, lanes_sub(power, lanes_set1(1)))));
+  for (int i = 0; i < count && rows.row[i]; i++) *rows.row[i] = lse[i];
+  short_ones_next(p, w, count);
+}
 static void short_forward_ones(void *context, int worker, int64_t index) {
   const short_forward_context *f = context;
-  const attend_problem *p = f->problem;
-  int64_t first = index * SHORT_PAIRS, pairs = p->batch * p->heads;
-  int64_t last = pairs - first < SHORT_PAIRS ? pairs : first + SHORT_PAIRS;
+  short_ones_walk w = short_ones_begin(f->problem, index);
   (void)worker;
-  for (; first < last; first += SHORT_ONES) {
-    int count = last - first < SHORT_ONES ? (int)(last - first) : SHORT_ONES;
-    real s[LANES], factor[LANES], lse[LANES];
-    short_ones q, k, v, out, rows;
-    short_ones_at(p, f->operands, OPERAND_Q, first, count, &q);
-    short_ones_at(p, f->operands, OPERAND_K, first, count, &k);
-    short_ones_at(p, f->operands, OPERAND_V, first, count, &v);
-    short_ones_at(p, f->operands, OPERAND_OUT, first, count, &out);
-    short_ones_at(p, f->operands, OPERAND_LSE, first, count, &rows);
-    lanes_store(s, short_ones_dots(&q, &k, count, p->head_dim, score_factor(p)));
-    short_softmax(s, LANES, 1, -(real)INFINITY, 1, factor, rows.m[0].data ? lse : NULL);
-    short_ones_products(&out, s, &v, factor, count, p->v_dim, f->stream);
-    for (int i = 0; i < count && rows.m[i].data; i++) *(real *)(void *)rows.m[i].data = lse[i];
-  }
+  while (w.left >= SHORT_ONES) short_forward_ones_step(f, &w, SHORT_ONES);
+  while (w.left > 0) short_forward_ones_step(f, &w, 1);
   if (f->stream) lanes_stream_end();
 }
 
@@ -225,6 +226,10 @@ bool ENTRY(forward_short_plan)(const attend_kernel_row *row, const attend_proble
   int64_t used = 0, items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   short_forward_scratch_at(p, NULL, &used);
   choice->splits = 1;
+  const int64_t rows = p->heads * (p->ragged_q ? p->q_total : p->batch * p->q_len);
+  choice->own[SHORT_OWN_ONES] = short_is_one(p);
+  choice->own[SHORT_OWN_OPTIONS] = short_has_options(p);
+  choice->own[SHORT_OWN_STREAM_Q] = short_streams(p, OPERAND_OUT, rows, p->v_dim);
   choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
   choice->workspace_bytes = (size_t)(choice->threads * round_up(used, 256));
   choice->alignment = attend_type_size(p->type);
@@ -236,16 +241,16 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                                        void *workspace, void *stream) {
   (void)stream;
   if (p->q_len == 0) return ATTEND_OK;
-  int64_t rows = p->heads * (p->ragged_q ? p->q_total : p->batch * p->q_len);
   short_forward_context f = {.problem = p,
                              .choice = choice,
                              .operands = operands,
                              .workspace = workspace,
                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                              .group = p->heads / p->kv_heads,
-                             .options = short_has_options(p),
-                             .stream = short_streams(p, operands, OPERAND_OUT, rows, p->v_dim)};
+                             .options = choice->own[SHORT_OWN_OPTIONS],
+                             .stream = choice->own[SHORT_OWN_STREAM_Q] && short_is_aligned(operands, OPERAND_OUT)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
-  attend_for_each(services, (int)choice->threads, items, short_is_one(p) ? short_forward_ones : short_forward_item, &f);
+  attend_for_each(services, (int)choice->threads, items,
+                  choice->own[SHORT_OWN_ONES] ? short_forward_ones : short_forward_item, &f);
   return ATTEND_OK;
 }
