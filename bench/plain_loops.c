@@ -5,7 +5,8 @@
  * compiles, with -Ofast -march=native -fopenmp. Prints the ratio of times, both taken by turns in one run, each after a
  * pause: OpenMP's threads spin for milliseconds after their work, on the cores that the other side is about to use.
  *
- *   make && make -C bench plain */
+ *   make && make -C bench plain                              # all shapes on one thread, then on two
+ *   make -C bench plain CASES="1,1,5,64,1 512,8,5,64,2"      # B,H,N,D,threads */
 #include "attend.h"
 
 #include <math.h>
@@ -179,13 +180,21 @@ static void compare(int b, int h, int n, int d, int threads) {
   for (int i = 0; i < 6; i++) free(*arrays[i]);
 }
 
-int main(void) {
+int main(int count, char **cases) {
   static const int shapes[][4] = {{1, 1, 1, 64},     {1, 1, 5, 64},    {1, 1, 64, 64},    {4, 3, 33, 7},
                                   {2048, 8, 1, 64},  {512, 8, 5, 64},  {512, 8, 8, 32},   {256, 8, 16, 64},
                                   {128, 8, 32, 128}, {64, 8, 33, 64},  {64, 8, 64, 64},   {16, 8, 128, 96},
                                   {8, 8, 256, 64},   {1, 8, 1024, 64}, {1, 8, 1024, 128}, {1, 12, 2048, 64}};
   printf("   B, H,   N,  D  direction  threads     loops/s  efficient/s  loops / efficient\n");
-  for (int threads = 1; threads <= 2; threads++)
+  for (int i = 1; i < count; i++) {
+    int b, h, n, d, threads;
+    if (sscanf(cases[i], "%d,%d,%d,%d,%d", &b, &h, &n, &d, &threads) != 5) {
+      fprintf(stderr, "%s: expected B,H,N,D,threads\n", cases[i]);
+      return 2;
+    }
+    compare(b, h, n, d, threads);
+  }
+  for (int threads = 1; count == 1 && threads <= 2; threads++)
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
       compare(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], threads);
   printf("slower than the loops: %d\n", slower);
