@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Times the CUDA kernels of this machine: medians of event times over rotated inputs, beside the copy bandwidth of the
- * same run. scripts/gpu-check and `make bench-gpu` run it; `time_cuda 0.001` is a dry run, `time_cuda 1 decode` runs
- * the cases whose names contain "decode". */
+/* Times the CUDA kernels of this machine: medians of event times of graphs over rotated inputs, beside the copy
+ * bandwidth of the same run. scripts/gpu-check and `make bench-gpu` run it; `time_cuda 0.001` is a dry run, `time_cuda
+ * 1 decode` runs the cases whose names contain "decode". */
 #include "cuda/device.h"
 #include "cuda/driver.h"
 
@@ -56,7 +56,16 @@ static struct {
   int (*event_record)(void *event, void *stream);
   int (*event_synchronize)(void *event);
   int (*event_elapsed)(float *milliseconds, void *begin, void *end);
+  int (*stream_create)(void **stream, unsigned flags);
+  int (*capture_begin)(void *stream, int mode);
+  int (*capture_end)(void *stream, void **graph);
+  int (*graph_instantiate)(void **executable, void *graph, unsigned long long flags);
+  int (*graph_launch)(void *executable, void *stream);
+  int (*executable_destroy)(void *executable);
+  int (*graph_destroy)(void *graph);
 } driver;
+enum { STREAM_NON_BLOCKING = 1 };
+static void *stream; /* everything is timed on it */
 
 static void must(attend_status status) {
   if (!status) return;
@@ -70,9 +79,13 @@ static void must_driver(int error) {
 }
 
 static void find_driver(void) {
-  static const char *const names[] = {"cuEventCreate", "cuEventRecord", "cuEventSynchronize", "cuEventElapsedTime"};
-  void *library = dlopen("libcuda.so.1", RTLD_NOW), *entries[4];
-  for (int i = 0; i < 4; i++) {
+  static const char *const names[] = {
+      "cuEventCreate",  "cuEventRecord",           "cuEventSynchronize", "cuEventElapsedTime",
+      "cuStreamCreate", "cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags",
+      "cuGraphLaunch",  "cuGraphExecDestroy",      "cuGraphDestroy"};
+  enum { ENTRIES = sizeof names / sizeof *names };
+  void *library = dlopen("libcuda.so.1", RTLD_NOW), *entries[ENTRIES];
+  for (int i = 0; i < ENTRIES; i++) {
     entries[i] = library ? dlsym(library, names[i]) : NULL;
     if (!entries[i]) {
       fprintf(stderr, "no %s\n", names[i]);
@@ -197,9 +210,9 @@ static double median_time(void (*step)(void *context, int number), void *context
   if (!begin) must_driver(driver.event_create(&begin, 0));
   if (!end) must_driver(driver.event_create(&end, 0));
   for (int r = 0; r < REPEATS; r++) {
-    must_driver(driver.event_record(begin, NULL));
+    must_driver(driver.event_record(begin, stream));
     for (int i = 0; i < count; i++) step(context, r * count + i);
-    must_driver(driver.event_record(end, NULL));
+    must_driver(driver.event_record(end, stream));
     must_driver(driver.event_synchronize(end));
     must_driver(driver.event_elapsed(&times[r], begin, end));
   }
@@ -220,7 +233,26 @@ static void execute(void *context, int number) {
   execution *e = context;
   const attend_args *args = &e->sets[number % e->set_count].args;
   must((e->direction == ATTEND_FORWARD ? attend_forward : attend_backward)(e->plan, args, e->workspace,
-                                                                           e->workspace_bytes, NULL));
+                                                                           e->workspace_bytes, stream));
+}
+
+enum { CAPTURE_MODE_RELAXED = 2 };
+static void launch_graph(void *executable, int number) {
+  (void)number;
+  must_driver(driver.graph_launch(executable, stream));
+}
+/* Milliseconds of an execution, by a graph of `count`: launched one by one, short ones would wait for the host. */
+static double graph_time(execution *e, int count) {
+  void *graph, *executable;
+  must_driver(driver.capture_begin(stream, CAPTURE_MODE_RELAXED));
+  for (int i = 0; i < count; i++) execute(e, i);
+  must_driver(driver.capture_end(stream, &graph));
+  must_driver(driver.graph_instantiate(&executable, graph, 0));
+  launch_graph(executable, 0);
+  double milliseconds = median_time(launch_graph, executable, 1) / count;
+  must_driver(driver.executable_destroy(executable));
+  must_driver(driver.graph_destroy(graph));
+  return milliseconds;
 }
 
 typedef struct copying {
@@ -232,7 +264,7 @@ static void copy(void *context, int number) {
   copying *c = context;
   bool odd = number % 2;
   must_driver(cuda_driver_get(NULL)->copy((uint64_t)(uintptr_t)(odd ? c->from : c->to),
-                                          (uint64_t)(uintptr_t)(odd ? c->to : c->from), c->bytes, NULL));
+                                          (uint64_t)(uintptr_t)(odd ? c->to : c->from), c->bytes, stream));
 }
 
 static double copy_bandwidth(double scale) {
@@ -267,7 +299,7 @@ enum { READ_BYTES = 32768, READ_THREADS = 256 };
 static void read_all(void *context, int number) {
   copying *c = context;
   (void)number;
-  must(cuda_launch(c->to, (int64_t)(c->bytes / READ_BYTES), READ_THREADS, &c->from, NULL));
+  must(cuda_launch(c->to, (int64_t)(c->bytes / READ_BYTES), READ_THREADS, &c->from, stream));
 }
 
 /* 0 where a kernel from PTX cannot be loaded, as with tests/fake. */
@@ -304,7 +336,7 @@ static void time_case(timing_case c, attend_direction direction, double scale, d
   execute(&e, 0);
   double once = scale < 1 ? 1 : median_time(execute, &e, 1);
   int count = scale < 1 ? 1 : (int)(5 / once) + 1;
-  double milliseconds = median_time(execute, &e, count);
+  double milliseconds = graph_time(&e, count);
   double flops = 4.0 * (double)(c.batch * c.heads * c.q_len * c.k_len) * (double)c.dim *
                  (c.causal && c.q_len > 1 ? 0.5 : 1) * (direction == ATTEND_BACKWARD ? 2.5 : 1);
   double rate = bytes / milliseconds * 1e-6;
@@ -338,6 +370,7 @@ int main(int argc, char **argv) {
   /* Events need a current context: the primary one. */
   cuda_scope scope;
   must(cuda_enter(0, &scope));
+  must_driver(driver.stream_create(&stream, STREAM_NON_BLOCKING));
   double ceiling = copy_bandwidth(scale);
   printf("%s, compute capability %d.%d, copy %.0f GB/s, read %.0f GB/s\n\n%-22s %-9s %-30s %10s %8s %7s %9s\n",
          gpu.name, (int)gpu.major, (int)gpu.minor, ceiling, read_bandwidth(scale), "case", "direction", "kernel", "us",

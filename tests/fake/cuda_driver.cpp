@@ -172,7 +172,16 @@ ENTRY_POINT cuTensorMapEncodeTiled(uint64_t *map, int, unsigned, void *data, con
   return strides[0] && strides[1] && strides[2] ? OK : INVALID;
 }
 
-/* Events, for a dry run of tests/time_cuda: everything has happened when it is enqueued. */
+/* Events and graphs, for a dry run of tests/time_cuda: everything has happened when it is enqueued, or captured. */
+ENTRY_POINT cuStreamCreate(void **stream, unsigned) { return *stream = new int, OK; }
+ENTRY_POINT cuStreamBeginCapture_v2(void *, int) { return OK; }
+ENTRY_POINT cuStreamEndCapture(void *, void **graph) { return *graph = new int, OK; }
+ENTRY_POINT cuGraphInstantiateWithFlags(void **executable, void *, unsigned long long) {
+  return *executable = new int, OK;
+}
+ENTRY_POINT cuGraphLaunch(void *, void *) { return OK; }
+ENTRY_POINT cuGraphExecDestroy(void *executable) { return delete (int *)executable, OK; }
+ENTRY_POINT cuGraphDestroy(void *graph) { return delete (int *)graph, OK; }
 ENTRY_POINT cuEventCreate(void **event, unsigned) { return *event = new int, OK; }
 ENTRY_POINT cuEventRecord(void *, void *) { return OK; }
 ENTRY_POINT cuEventSynchronize(void *) { return OK; }
