@@ -143,10 +143,10 @@ struct decode_memory {
 };
 WORD int decode_swap(int row, int column) { return column ^ (row & 6) << 2; }
 
-/* The sum of what the first `count` warps have: finished where that is all, else to the workspace. That stays in L2 and
- * keys do not: written back among the reads, it made 64x4096 take 252 us instead of 246. */
+/* The sum of what the warps have: finished where that is all, else to the workspace. That stays in L2 and keys do not:
+ * written back among the reads, it made 64x4096 take 252 us instead of 246. */
 WORD void decode_finish(const cuda_call &call, const attend_slice &s, decode_memory &memory, const decode_state &state,
-                        uint32_t count, int first_row, float *to, const decode_kind kind) {
+                        int first_row, float *to, const decode_kind kind) {
   const attend_problem &p = call.problem;
   const int g = lane_row(), t = lane_column(), warp = (int)(threadIdx.x >> 5), width = 64 * kind.chunks;
   int rows = (int)(call.decode.group * (uint32_t)p.q_len) - first_row;
@@ -164,26 +164,29 @@ WORD void decode_finish(const cuda_call &call, const attend_slice &s, decode_mem
       memory.warp[warp].result.out[r][decode_swap(r, 8 * n + g)] = state.sum[n / 2][group][2 * (n % 2) + e];
   }
   word_sync_block();
-  int column = (int)threadIdx.x % width;
-  for (int r = (int)threadIdx.x / width; r < rows; r += 32 * DECODE_WARPS / width) {
+  const int lanes = width / 4, column = 4 * ((int)threadIdx.x % lanes);
+  for (int r = (int)threadIdx.x / lanes; r < rows; r += 32 * DECODE_WARPS / lanes) {
     decode_row own = decode_row_at(call, s, first_row + r);
     if (!own.exists || column >= p.v_dim) continue;
-    float largest = -INFINITY, total = 0, sum = 0, factor;
+    decode_leaf sum = decode_leaf_of_none();
     UNROLLED
     for (uint32_t w = 0; w < DECODE_WARPS; w++) { /* in order */
-      if (w >= count) continue;
-      float scale[2];
-      decode_scales(largest, memory.warp[w].result.largest[r], scale);
-      total = decode_sum(total, memory.warp[w].result.total[r], scale);
-      sum = decode_sum(sum, memory.warp[w].result.out[r][decode_swap(r, column)], scale);
+      const auto &result = memory.warp[w].result;
+      decode_leaf part = {result.total[r], result.largest[r], {}};
+      UNROLLED
+      for (int i = 0; i < 4; i++) part.out[i] = result.out[r][decode_swap(r, column) + i];
+      decode_leaf_add(sum, part);
     }
     if (!to) {
-      decode_add_sink(call, s, own.member, largest, total, factor);
-      decode_store(call, s, own, largest, total, column, sum * factor);
+      float factor;
+      decode_add_sink(call, s, own.member, sum.largest, sum.total, factor);
+      UNROLLED
+      for (int i = 0; i < 4; i++) decode_store(call, s, own, sum.largest, sum.total, column + i, sum.out[i] * factor);
     } else {
       float *real = to + r * decode_part_reals(&p);
-      if (column == 0) word_store_kept(real, total), word_store_kept(real + 1, largest);
-      word_store_kept(real + 4 + column, sum);
+      if (column == 0) word_store_kept(real, {word_bits_from_f32(sum.total), word_bits_from_f32(sum.largest), 0, 0});
+      word_store_kept(real + 4 + column, {word_bits_from_f32(sum.out[0]), word_bits_from_f32(sum.out[1]),
+                                          word_bits_from_f32(sum.out[2]), word_bits_from_f32(sum.out[3])});
     }
   }
 }
@@ -191,7 +194,6 @@ WORD void decode_finish(const cuda_call &call, const attend_slice &s, decode_mem
 /* One part, or one span, of the keys of one tile of rows. */
 WORD void decode(const cuda_call &call, const decode_kind kind) {
   __shared__ decode_memory memory;
-  if (!kind.span) word_let_next(); /* spans, which are many, keep their places: 64x4096 0.6 us */
   const attend_problem &p = call.problem;
   const int rows = 8 * kind.groups, g = lane_row(), t = lane_column(), warp = (int)(threadIdx.x >> 5);
   const decode_shape &shape = call.decode;
@@ -205,16 +207,14 @@ WORD void decode(const cuda_call &call, const decode_kind kind) {
   if (k_len != shape.k_len) size = decode_part(shape.limit, k_len), parts = decode_parts(shape.limit, k_len);
   if (number * (kind.span ? DECODE_SPAN : 1) >= parts) return;
   const int quarter = (int)(size / DECODE_WARPS);
-  uint32_t from, last, count; /* warps that have keys */
-  if (kind.span) {
+  uint32_t from, last;
+  if (kind.span)
     from = (DECODE_SPAN * number + (uint32_t)warp) * size, last = from + size;
-    count = parts - DECODE_SPAN * number;
-  } else {
+  else
     from = number * size + (uint32_t)(warp * quarter), last = from + (uint32_t)quarter;
-    count = (k_len - number * size + (uint32_t)quarter - 1) / (uint32_t)quarter;
-  }
   int first = (int)from, end = (int)(last < k_len ? last : k_len);
   /* The first keys are set on their way before anything else is worked out. */
+  if (!kind.span && shape.plain && quarter >= DECODE_LONG_QUARTER) decode_prefetch(p, s, first, end);
   word_wait_before();
   decode_stream stream = {memory.warp[warp].ring, {}, 0, end};
   decode_start(call, s, first, stream, kind);
@@ -270,11 +270,12 @@ WORD void decode(const cuda_call &call, const decode_kind kind) {
     if (!kind.span) break;
     decode_add(all, state, kind);
   }
+  if (!kind.span) word_let_next(); /* from the start the next one's blocks take places: 1x131072 2 us, 1x4096 0.4 */
   decode_stop();
   uint32_t all_tile = (b * kv_heads + kv_head) * shape.row_tiles + tile;
   float *to = (float *)call.workspace + ((int64_t)all_tile * shape.most_sums + number) * rows * decode_part_reals(&p);
   bool alone = parts <= (kind.span ? DECODE_SPAN : 1);
-  decode_finish(call, s, memory, kind.span ? all : state, count, (int)tile * rows, alone ? NULL : to, kind);
+  decode_finish(call, s, memory, kind.span ? all : state, (int)tile * rows, alone ? NULL : to, kind);
 }
 
 #endif

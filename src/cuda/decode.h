@@ -20,6 +20,7 @@ enum {
   DECODE_KEYS = 16, /* of a warp at a time */
   DECODE_AHEAD = 1, /* V is on its way for so many steps ahead, K for one more */
   DECODE_SMALLEST_PART = 256,
+  DECODE_LONG_QUARTER = 128, /* keys of a warp from which on it asks for some early; in 1x4096 they'd delay the merge */
   DECODE_SPAN = DECODE_WARPS, /* parts */
   DECODE_ENOUGH = 8,          /* spans a multiprocessor: fewer would leave some idle at the end */
   DECODE_SPAN_BLOCKS = 3,     /* on a multiprocessor; for four, registers spill: 287 us */

@@ -17,5 +17,5 @@ DECODE_ENTRIES(16_narrow, 2, 1, 2)
 DECODE_ENTRIES(16_wide, 2, 2, 2)
 DECODE_SPANS(8_narrow, 1, 1)
 DECODE_SPANS(8_wide, 1, 2)
-ENTRY(decode_merge, 32 * DECODE_WARPS, 4) { decode_merge(call); }
+ENTRY(decode_merge, 32 * DECODE_WARPS, 3) { decode_merge(call); }
 ENTRY(decode_merge_spans, 32 * DECODE_WARPS, 6) { decode_merge_spans(call); }

@@ -5,28 +5,19 @@
 
 #include "decode_sum.cuh"
 
-/* What a part or a span left for a row: a lane's four columns. */
-struct decode_leaf {
-  float total, largest, out[4];
-};
+/* What a part or a span left for a row. */
 WORD decode_leaf decode_leaf_load(const float *from, int64_t stride, int number, int count, bool holds) {
   const int lane = (int)(threadIdx.x & 31);
-  decode_leaf x = {0, -INFINITY, {0, 0, 0, 0}};
+  decode_leaf x = decode_leaf_of_none();
   if (number >= count) return x;
   const float *at = from + number * stride;
-  x.total = at[0], x.largest = at[1];
+  uint4 sums = *(const uint4 *)(const void *)at;
+  x.total = word_f32_from_bits(sums.x), x.largest = word_f32_from_bits(sums.y);
   if (!holds) return x;
   uint4 out = *(const uint4 *)(const void *)(at + 4 + 4 * lane);
   x.out[0] = word_f32_from_bits(out.x), x.out[1] = word_f32_from_bits(out.y);
   x.out[2] = word_f32_from_bits(out.z), x.out[3] = word_f32_from_bits(out.w);
   return x;
-}
-WORD void decode_leaf_add(decode_leaf &x, const decode_leaf &other) {
-  float scale[2];
-  decode_scales(x.largest, other.largest, scale);
-  x.total = decode_sum(x.total, other.total, scale);
-  UNROLLED
-  for (int i = 0; i < 4; i++) x.out[i] = decode_sum(x.out[i], other.out[i], scale);
 }
 
 /* A row whose sums are to be merged, and where they are. False: there is no such row, or it is finished. */
@@ -65,11 +56,9 @@ WORD void decode_merge(const cuda_call &call) {
   __shared__ float sums[DECODE_MERGED][DECODE_MOST_COLUMNS], totals[DECODE_MERGED], most[DECODE_MERGED];
   decode_merged m;
   if (!decode_merge_find(m, call, blockIdx.x)) return;
-  word_let_next();
   const int lane = (int)(threadIdx.x & 31), warp = (int)(threadIdx.x >> 5), v_dim = (int)call.problem.v_dim;
   const bool holds = 4 * lane < v_dim;
-  const decode_leaf none = {0, -INFINITY, {0, 0, 0, 0}};
-  decode_leaf all = none;
+  decode_leaf all = decode_leaf_of_none();
   for (int first = warp; first < m.spans; first += 4 * DECODE_MERGED) {
     decode_leaf part[4][DECODE_SPAN];
     UNROLLED
@@ -80,13 +69,13 @@ WORD void decode_merge(const cuda_call &call) {
     for (int n = 0; n < 4; n++) {
       int span = first + DECODE_MERGED * n;
       if (span >= m.spans) break;
-      decode_leaf sum = none;
+      decode_leaf sum = decode_leaf_of_none();
       UNROLLED
-      for (int i = 0; i < DECODE_SPAN; i++)
-        if (DECODE_SPAN * span + i < m.parts) decode_leaf_add(sum, part[n][i]);
+      for (int i = 0; i < DECODE_SPAN; i++) decode_leaf_add(sum, part[n][i]);
       decode_leaf_add(all, sum);
     }
   }
+  word_let_next(); /* before, the next launch's reads would delay these */
   UNROLLED
   for (int i = 0; i < 4; i++) sums[warp][4 * lane + i] = all.out[i];
   if (lane == 0) totals[warp] = all.total, most[warp] = all.largest;
@@ -96,7 +85,6 @@ WORD void decode_merge(const cuda_call &call) {
   float largest = -INFINITY, total = 0, out = 0, factor;
   UNROLLED
   for (int w = 0; w < DECODE_MERGED; w++) {
-    if (w >= m.spans) continue;
     float scale[2];
     decode_scales(largest, most[w], scale);
     total = decode_sum(total, totals[w], scale), out = decode_sum(out, sums[w][column], scale);
@@ -109,7 +97,7 @@ WORD void decode_merge_spans(const cuda_call &call) {
   word_let_next();
   if (!decode_merge_find(m, call, blockIdx.x * DECODE_WARPS + (threadIdx.x >> 5))) return;
   const int lane = (int)(threadIdx.x & 31), v_dim = (int)call.problem.v_dim;
-  const decode_leaf none = {0, -INFINITY, {0, 0, 0, 0}};
+  const decode_leaf none = decode_leaf_of_none();
   decode_leaf sum[DECODE_MERGED] = {none, none, none, none}, all = none;
   for (int first = 0; first < m.spans; first += DECODE_MERGED) {
     decode_leaf span[DECODE_MERGED];
@@ -117,12 +105,10 @@ WORD void decode_merge_spans(const cuda_call &call) {
     for (int i = 0; i < DECODE_MERGED; i++)
       span[i] = decode_leaf_load(m.from, m.stride, first + i, m.spans, 4 * lane < v_dim);
     UNROLLED
-    for (int i = 0; i < DECODE_MERGED; i++)
-      if (first + i < m.spans) decode_leaf_add(sum[i], span[i]);
+    for (int i = 0; i < DECODE_MERGED; i++) decode_leaf_add(sum[i], span[i]);
   }
   UNROLLED
-  for (int i = 0; i < DECODE_MERGED; i++)
-    if (i < m.spans) decode_leaf_add(all, sum[i]);
+  for (int i = 0; i < DECODE_MERGED; i++) decode_leaf_add(all, sum[i]);
   float factor;
   decode_add_sink(call, m.s, m.row.member, all.largest, all.total, factor);
   UNROLLED

@@ -162,6 +162,17 @@ WORD void decode_start(const cuda_call &call, const attend_slice &s, int first, 
   stream.at = 0, stream.next = place[DECODE_AHEAD];
 }
 
+/* The first keys of a warp, set on their way while the launch before this one still runs: into L2 alone, which sees
+ * what that launch may yet write. 1x131072 in bf16: 0.5 us. */
+WORD void decode_prefetch(const attend_problem &p, const attend_slice &s, int first, int end) {
+  const int j = first + (int)(threadIdx.x & (DECODE_KEYS - 1));
+  if (j >= end) return;
+  const bool values = threadIdx.x & DECODE_KEYS; /* half of the lanes for K, half for V */
+  const attend_matrix &m = values ? s.v : s.k;
+  const int64_t bytes = 2 * (values ? p.v_dim : p.head_dim);
+  for (int64_t at = 0; at < bytes; at += 128) word_prefetch(m.data + 2 * j * m.row + at);
+}
+
 /* Nothing is on its way any more. */
 WORD void decode_stop(void) {
   word_copy_wait(0);

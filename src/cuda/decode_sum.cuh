@@ -29,6 +29,19 @@ WORD void decode_scales(float &largest, float other, float scale[2]) {
 }
 WORD float decode_sum(float a, float b, const float scale[2]) { return word_multiply_add(b, scale[1], a * scale[0]); }
 
+/* A row's sums over some keys: a lane's four columns. Adding those over no keys changes no bit. */
+struct decode_leaf {
+  float total, largest, out[4];
+};
+WORD decode_leaf decode_leaf_of_none(void) { return {0, -INFINITY, {0, 0, 0, 0}}; }
+WORD void decode_leaf_add(decode_leaf &x, const decode_leaf &other) {
+  float scale[2];
+  decode_scales(x.largest, other.largest, scale);
+  x.total = decode_sum(x.total, other.total, scale);
+  UNROLLED
+  for (int i = 0; i < 4; i++) x.out[i] = decode_sum(x.out[i], other.out[i], scale);
+}
+
 /* The lanes' parts of the sums of weights. */
 WORD void decode_total(decode_state &state, const decode_kind kind) {
   UNROLLED

@@ -400,13 +400,17 @@ WORD void word_store_once(void *p, uint4 x) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 /* What a later kernel reads. */
-WORD void word_store_kept(float *p, float x) {
+WORD void word_store_kept(void *p, uint4 x) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("st.global.L2::cache_hint.f32 [%0], %1, %2;" ::"l"(p), "f"(x), "l"(word_policy_last()) : "memory");
+  asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1,%2,%3,%4}, %5;" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w), "l"(word_policy_last())
+               : "memory");
 #else
-  *p = x;
+  *(uint4 *)p = x;
 #endif
 }
+/* Set a line of 128 bytes on its way to L2, and no further. */
+WORD void word_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 #else
 #include "emulate.h"

@@ -193,7 +193,8 @@ WORD uint4 word_load_once(const void *p) { return word_load(p); }
 WORD uint4 word_load_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD uint4 word_load_once_if(const void *p, bool valid) { return valid ? word_load(p) : uint4{0, 0, 0, 0}; }
 WORD void word_store_once_f32(float *p, float x) { *p = x; }
-WORD void word_store_kept(float *p, float x) { *p = x; }
+WORD void word_store_kept(void *p, uint4 x) { memcpy(p, &x, 16); }
+WORD void word_prefetch(const void *) {}
 WORD void word_store_once(void *p, uint4 x) { memcpy(p, &x, 16); }
 
 #endif
