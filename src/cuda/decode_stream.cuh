@@ -168,9 +168,9 @@ WORD void decode_prefetch(const attend_problem &p, const attend_slice &s, int fi
   const int j = first + (int)(threadIdx.x & (DECODE_KEYS - 1));
   if (j >= end) return;
   const bool values = threadIdx.x & DECODE_KEYS; /* half of the lanes for K, half for V */
-  const attend_matrix &m = values ? s.v : s.k;
+  const char *row = values ? s.v.data + 2 * j * s.v.row : s.k.data + 2 * j * s.k.row;
   const int64_t bytes = 2 * (values ? p.v_dim : p.head_dim);
-  for (int64_t at = 0; at < bytes; at += 128) word_prefetch(m.data + 2 * j * m.row + at);
+  for (int64_t at = 0; at < bytes; at += 128) word_prefetch(row + at);
 }
 
 /* Nothing is on its way any more. */
