@@ -48,7 +48,8 @@ typedef struct short_ahead {
     int bytes, rows;
   } part[4 * SHORT_BATCH];
   int parts, now, rows;
-  int pace; /* rows asked for at a time */
+  int pace;    /* rows asked for at a time */
+  bool second; /* into the second-level cache */
 } short_ahead;
 
 static inline void short_ahead_add(short_ahead *a, const attend_matrix *m, int64_t rows, int64_t columns,
@@ -61,17 +62,20 @@ static inline void short_ahead_add(short_ahead *a, const attend_matrix *m, int64
   a->part[a->parts++].rows = (int)rows;
   a->rows += (int)rows;
 }
-static inline void short_ahead_rows(short_ahead *a, int count) {
+WORD void short_ahead_line(const char *line, bool second) {
+  if (second)
+    __builtin_prefetch(line, 0, 2);
+  else
+    __builtin_prefetch(line);
+}
+static void short_ahead_rows(short_ahead *a, int count) {
   for (; count > 0 && a->now < a->parts; count--) {
     const char *row = a->part[a->now].data;
     int byte = 0, bytes = a->part[a->now].bytes;
-    for (; byte + 256 <= bytes; byte += 256) {
-      __builtin_prefetch(row + byte);
-      __builtin_prefetch(row + byte + 64);
-      __builtin_prefetch(row + byte + 128);
-      __builtin_prefetch(row + byte + 192);
-    }
-    for (; byte < bytes; byte += 64) __builtin_prefetch(row + byte);
+    for (; byte + 256 <= bytes; byte += 256)
+#pragma GCC unroll 4
+      for (int line = 0; line < 256; line += 64) short_ahead_line(row + byte + line, a->second);
+    for (; byte < bytes; byte += 64) short_ahead_line(row + byte, a->second);
     a->part[a->now].data = row + a->part[a->now].step;
     if (--a->part[a->now].rows == 0) a->now++;
   }
@@ -222,8 +226,9 @@ enum { SHORT_ROWS = LANES < 4 ? LANES : 4 };
 #define SHORT_KEYS(n) ((n) < LANES ? LANES / (n) : 1)
 
 /* Lane m * n + i: the product of row i of q and row m of k, for n queries, a constant, and `keys` rows of k, at most
- * SHORT_KEYS(n). Other lanes are 0. */
-WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int keys, int64_t vectors, attend_type type) {
+ * SHORT_KEYS(n). With `stairs`, a constant, row m of k meets rows m and later ones of q only. Other lanes are 0. */
+WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int keys, bool stairs, int64_t vectors,
+                      attend_type type) {
   lanes x[LANES];
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) x[i] = lanes_zero();
@@ -241,7 +246,7 @@ WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int key
 #pragma GCC unroll 2
       for (int part = 0; part < short_parts(type); part++)
 #pragma GCC unroll 8
-        for (int i = 0; i < n; i++) x[m * n + i] = lanes_fma(y[i][part], z[part], x[m * n + i]);
+        for (int i = stairs ? m : 0; i < n; i++) x[m * n + i] = lanes_fma(y[i][part], z[part], x[m * n + i]);
     }
   }
   return lanes_sums(x);
@@ -257,7 +262,7 @@ WORD lanes short_dot_tiles(real *s, int width, const vector_rows *q, int i0, int
   for (int j = first; j < last; j += SHORT_KEYS(n)) {
     const vector_rows some = {k->rows + j * k->step, k->step, type};
     int keys = last - j < SHORT_KEYS(n) ? last - j : SHORT_KEYS(n);
-    lanes sums = lanes_mul(short_dots(&queries, n, &some, keys, vectors, type), factor);
+    lanes sums = lanes_mul(short_dots(&queries, n, &some, keys, false, vectors, type), factor);
     check = lanes_fma(sums, lanes_zero(), check);
 #pragma GCC unroll 16
     for (int m = 0; m < LANES; m++) {
@@ -450,33 +455,45 @@ static void short_product_rest(const short_product *t, int r, int64_t c, real *s
   }
 }
 
+enum { SHORT_PRODUCT_ROWS = 4 }; /* of a tile, at most */
+
+/* One term of row i and later ones. */
+WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][4], const real *a, int64_t a_row, const char *x, int i,
+                             int n, int vectors, attend_type as) {
+  lanes y[4];
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; v += short_parts(as))
+    short_load(x + v / short_parts(as) * (int)sizeof(lanes), y + v, as);
+#pragma GCC unroll 4
+  for (int r = i; r < n; r++) {
+    lanes p = lanes_set1(a[r * a_row]);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) sum[r][v] = lanes_fma(p, y[v], sum[r][v]);
+  }
+}
+
 /* n rows from r0 on, `vectors` from column c on, whether A's terms of a row are `along` it in memory (else those of a
- * term are): all constants. Two rows share what they load; four vectors of each are enough sums to wait for none, and
- * two rows see nearly the same terms where causal or a window leaves others to each. */
-WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, int vectors, bool along,
+ * term are), whether the last n terms are `stairs`, of which term i is of row i and later ones: all constants. Rows
+ * share what they load; four vectors of each are enough sums to wait for none, and two rows see nearly the same terms
+ * where causal or a window leaves others to each. */
+WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, int vectors, bool along, bool stairs,
                              attend_type type) {
   const attend_type as = short_row_type(type);
-  const int parts = short_parts(as), first = t->first[r0], last = t->last[r0 + n - 1];
+  const int first = t->first[r0], last = t->last[r0 + n - 1] - (stairs ? n : 0);
   const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step;
   const real *a = t->a + r0 * a_row + first * a_term;
   const char *x = t->x.rows + first * t->x.step + c * (int64_t)attend_type_size(as);
-  lanes sum[2][4];
-#pragma GCC unroll 2
+  lanes sum[SHORT_PRODUCT_ROWS][4];
+#pragma GCC unroll 4
   for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) sum[r][v] = lanes_zero();
-  for (int k = first; k < last; k++, a += a_term, x += t->x.step) {
-    lanes y[4];
+  for (int k = first; k < last; k++, a += a_term, x += t->x.step)
+    short_product_term(sum, a, a_row, x, 0, n, vectors, as);
+  if (stairs)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; v += parts) short_load(x + v / parts * (int)sizeof(lanes), y + v, as);
-#pragma GCC unroll 2
-    for (int r = 0; r < n; r++) {
-      lanes p = lanes_set1(a[r * a_row]);
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; v++) sum[r][v] = lanes_fma(p, y[v], sum[r][v]);
-    }
-  }
-  if (t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
+    for (int i = 0; i < n; i++, a += a_term, x += t->x.step) short_product_term(sum, a, a_row, x, i, n, vectors, as);
+  if (!stairs && t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
     lanes check = lanes_zero();
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) check = lanes_fma(sum[0][v], lanes_zero(), check);
@@ -484,8 +501,8 @@ WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, i
   }
   short_ahead_rows(t->ahead, t->ahead->pace);
   if (vectors % 2 || t->out.col != 1 || !t->out.data || t->sums || t->add || c + vectors * LANES > t->columns) {
-    real copy[2][4 * LANES];
-#pragma GCC unroll 2
+    real copy[SHORT_PRODUCT_ROWS][4 * LANES];
+#pragma GCC unroll 4
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) lanes_store(copy[r] + v * LANES, sum[r][v]);
@@ -496,12 +513,12 @@ WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, i
   const bool stream = t->stream;
   char *to = t->out.data + r0 * step + c * size;
   if (t->factor) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) sum[r][v] = lanes_mul(sum[r][v], lanes_set1(t->factor[r0 + r]));
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int r = 0; r < n; r++, to += step)
 #pragma GCC unroll 4
     for (int v = 0; v + 1 < vectors; v += 2)
@@ -509,6 +526,17 @@ WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, i
         lanes_stream_pair(to + v * LANES * size, sum[r] + v, type);
       else
         lanes_store_pair(to + v * LANES * size, sum[r] + v, type);
+}
+
+/* All columns of n rows from r on: all but these are constants. */
+WORD void short_product_rows(const short_product *t, int r, int n, bool along, bool stairs, attend_type type) {
+  const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
+  int64_t c = 0;
+#define TILES(vectors)                                                                                                 \
+  for (; vectors >= parts && c + vectors * LANES <= padded; c += vectors * LANES)                                      \
+    short_product_tile(t, r, n, c, vectors, along, stairs, type);
+  TILES(4) TILES(2) TILES(1)
+#undef TILES
 }
 
 /* One row, one vector of x, leaving out what is not visible: 0 times NaN or Inf would not be 0. */
@@ -535,18 +563,11 @@ WORD void short_product_as(const short_product *t, bool along, attend_type type)
       for (int64_t c = 0; c < padded; c += parts * LANES) short_careful_tile(t, r, c, type);
     return;
   }
-  for (int r = 0; r < t->rows; r += 2) {
-    const bool two = r + 1 < t->rows;
-    int64_t c = 0;
-#define TILES(vectors)                                                                                                 \
-  for (; vectors >= parts && c + vectors * LANES <= padded; c += vectors * LANES)                                      \
-    if (two)                                                                                                           \
-      short_product_tile(t, r, 2, c, vectors, along, type);                                                            \
-    else                                                                                                               \
-      short_product_tile(t, r, 1, c, vectors, along, type);
-    TILES(4) TILES(2) TILES(1)
-#undef TILES
-  }
+  for (int r = 0; r < t->rows; r += 2)
+    if (r + 1 < t->rows)
+      short_product_rows(t, r, 2, along, false, type);
+    else
+      short_product_rows(t, r, 1, along, false, type);
 }
 static void short_multiply(const short_product *t, attend_type type) {
   if (type == TYPE_F16 && t->along)
@@ -563,20 +584,24 @@ static void short_multiply(const short_product *t, attend_type type) {
     short_product_as(t, false, REAL_TYPE);
 }
 
-/* May rows of this output be stored past the cache, where its data begins at a multiple of 64, and is it worth it? One
- * that would stay in the second-level cache until it is read again should. */
+/* Would an output stay in the second-level cache until it is read again? */
+static bool short_stays(const attend_problem *p, int64_t rows, int64_t columns) {
+  return rows * columns * (int64_t)attend_type_size(p->type) <= attend_cpu_cache_sizes().second * p->threads;
+}
+
+/* May rows of this output be stored past the cache, where its data begins at a multiple of 64, and is it worth it? */
 static bool short_streams(const attend_problem *p, operand_id id, int64_t rows, int64_t columns) {
   const attend_layout *l = &p->layout[id];
   int64_t size = (int64_t)attend_type_size(p->type), steps = (l->batch | l->head | l->row) * size;
   return attend_has(p, id) && l->col == 1 && columns % (2 * LANES) == 0 && steps % 64 == 0 && !p->accumulate &&
-         rows * columns * size > attend_cpu_cache_sizes().second * p->threads;
+         !short_stays(p, rows, columns);
 }
 static inline bool short_is_aligned(const attend_operands *o, operand_id id) {
   return (uintptr_t)o->data[id] % 64 == 0;
 }
 
 /* What a plan decides beside the workspace: attend_choice.own. */
-enum { SHORT_OWN_ONES, SHORT_OWN_OPTIONS, SHORT_OWN_STREAM_Q, SHORT_OWN_STREAM_K, SHORT_OWN_STREAM_V };
+enum { SHORT_OWN_ONES, SHORT_OWN_OPTIONS, SHORT_OWN_STREAM_Q, SHORT_OWN_STREAM_K, SHORT_OWN_STREAM_V, SHORT_OWN_STAYS };
 
 /* May the problem have short sequences, on which what is known of it leaves this kernel? */
 static bool short_serves(const attend_problem *p, attend_choice *choice, char reason[ATTEND_REASON_SIZE]) {

@@ -254,7 +254,7 @@ static void short_backward_item(void *context, int worker, int64_t index) {
   short_ahead ahead = {.parts = 0};
   bool more = short_backward_next(c, &walk, &x[0], &ahead);
   for (int now = 0; more; now ^= 1) {
-    ahead.parts = ahead.now = ahead.rows = 0;
+    ahead.parts = ahead.now = ahead.rows = 0, ahead.second = false;
     more = short_backward_next(c, &walk, &x[now ^ 1], &ahead);
     ahead.pace = 1 + ahead.rows / (1 + short_tiles(p, &x[now].shape->slice, 2, 3));
     short_backward_scores(c, &x[now], &w, &ahead);

@@ -9,17 +9,19 @@ typedef struct short_forward_context {
   char *workspace;
   size_t bytes_per_worker;
   int64_t group; /* query heads that share keys */
-  bool stream, options;
+  int together;  /* pairs that go through each step together, at most */
+  bool stream, stays, options, in_blocks;
 } short_forward_context;
 
 typedef struct short_forward_scratch {
-  real *s, *visible, *q, *k, *v; /* [SHORT_MAX + 1][SHORT_MAX] of all pairs of a step; [SHORT_MAX][SHORT_MAX];
-                                    [SHORT_MAX][padded] */
+  real *s, *visible, *q, *k, *v; /* [2][SHORT_MAX + 1][SHORT_MAX]: of all pairs of a step, or of two pairs;
+                                    [SHORT_MAX][SHORT_MAX]; [SHORT_MAX][padded] */
 } short_forward_scratch;
 
 /* One (sequence, head). */
 typedef struct short_forward_pair {
   const short_shape *shape;
+  const short_blocks *blocks;
   attend_matrix q, k, v, out;
   real *s, *lse; /* lse NULL: not wanted */
   int64_t b, h;
@@ -28,7 +30,7 @@ typedef struct short_forward_pair {
 
 static short_forward_scratch short_forward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
   short_forward_scratch w;
-  w.s = take(base, used, (SHORT_MAX + 1) * SHORT_MAX);
+  w.s = take(base, used, 2 * (SHORT_MAX + 1) * SHORT_MAX);
   w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
   w.q = take(base, used, SHORT_MAX * short_padded(p->head_dim, p->type));
   w.k = take(base, used, SHORT_MAX * short_padded(p->head_dim, p->type));
@@ -120,24 +122,33 @@ static bool short_forward_values(const short_forward_context *f, const short_for
   return finite;
 }
 
-/* Do rows of a matrix follow each other? Then the core asks for the next by itself, and to do so as well is in its way.
- */
-static bool short_is_adjacent(const attend_problem *p, operand_id id, int64_t columns) {
-  return p->layout[id].row == columns && p->layout[id].col == 1;
+/* All of a pair again, leaving out what is hidden. */
+static void short_forward_careful(const short_forward_context *f, short_forward_pair *x, const short_forward_scratch *w,
+                                  short_ahead *ahead) {
+  short_forward_scores(f, x, w, ahead);
+  short_forward_probabilities(f, x, w->visible);
+  short_forward_values(f, x, w->visible, w, ahead);
 }
 
-/* The next pairs that go through each step together; but one at a time where O is stored past the cache: rows of O that
- * follow each other for longer than the core's queue of stores make everything wait. */
+/* Asks for rows of a pair ahead. Where they follow each other the core asks for the next by itself, and to do so as
+ * well is in its way; but it stops at the end of a page of 4 KB, so that larger pairs gain (16 keys: 837 to 735 ns a
+ * pair of f32, 587 to 715 of bf16, which is half as long). */
+static void short_forward_ask(const short_forward_context *f, short_ahead *ahead, const attend_matrix *m, int64_t rows,
+                              int64_t columns) {
+  attend_type type = f->problem->type;
+  bool adjacent = m->row == columns && m->col == 1, large = rows * columns * (int64_t)attend_type_size(type) > 2048;
+  if (f->in_blocks ? f->stays || (adjacent && !large) : f->stream && adjacent) return;
+  short_ahead_add(ahead, m, rows, columns, type);
+}
+
+/* The next pairs that go through each step together. */
 static int short_forward_next(const short_forward_context *f, short_walk *walk, const short_forward_scratch *w,
-                              short_forward_pair x[SHORT_BATCH], short_ahead *ahead) {
+                              short_forward_pair *x, short_ahead *ahead) {
   const attend_problem *p = f->problem;
   const short_shape *shape = NULL;
   int64_t scores = 0, used = 0;
-  int count = 0, most = f->stream ? 1 : SHORT_BATCH;
-  bool ask_q = !f->stream || !short_is_adjacent(p, OPERAND_Q, p->head_dim);
-  bool ask_k = !p->paged && (!f->stream || !short_is_adjacent(p, OPERAND_K, p->head_dim));
-  bool ask_v = !p->paged && (!f->stream || !short_is_adjacent(p, OPERAND_V, p->v_dim));
-  while (count < most && walk->left > 0) {
+  int count = 0;
+  while (count < f->together && walk->left > 0) {
     if (!shape && !(shape = short_walk_shape(p, f->operands, f->choice, walk))) {
       walk->left -= p->heads - walk->h;
       walk->h = 0, walk->b++;
@@ -150,28 +161,103 @@ static int short_forward_next(const short_forward_context *f, short_walk *walk, 
     y->shape = shape;
     y->s = w->s + used;
     scores += keys * width, used += (keys + 1) * width;
-    bool own_keys = walk->h % f->group == 0;
-    if (ask_q) short_ahead_add(ahead, &y->q, queries, p->head_dim, p->type);
-    if (ask_k && own_keys) short_ahead_add(ahead, &y->k, keys, p->head_dim, p->type);
-    if (ask_v && own_keys) short_ahead_add(ahead, &y->v, keys, p->v_dim, p->type);
+    bool own_keys = walk->h % f->group == 0 && !p->paged;
+    short_forward_ask(f, ahead, &y->q, queries, p->head_dim);
+    if (own_keys) short_forward_ask(f, ahead, &y->k, keys, p->head_dim);
+    if (own_keys) short_forward_ask(f, ahead, &y->v, keys, p->v_dim);
     walk->left--;
     if (++walk->h == p->heads) walk->h = 0, walk->b++, shape = NULL;
   }
   return count;
 }
 
+static void short_forward_begin(const short_forward_context *f, int64_t index, short_walk *walk) {
+  int64_t at = index * SHORT_PAIRS, heads = f->problem->heads, pairs = f->problem->batch * heads;
+  walk->b = at / heads, walk->h = at % heads, walk->shape = -1;
+  walk->left = pairs - at < SHORT_PAIRS ? pairs - at : SHORT_PAIRS;
+}
+
+/* ---- Without options: in blocks ---- */
+
+static void short_plain_scores(const short_forward_context *f, const short_forward_pair *x,
+                               const short_forward_scratch *w, short_ahead *ahead) {
+  const attend_problem *p = f->problem;
+  const attend_slice *s = &x->shape->slice;
+  vector_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
+  vector_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
+  short_blocks_scores(x->blocks, x->s, &q, &k, p->head_dim, score_factor(p), ahead);
+}
+
+/* False if V holds NaN or Inf that may belong to a hidden pair. */
+static bool short_plain_values(const short_forward_context *f, const short_forward_pair *x,
+                               const short_forward_scratch *w, short_ahead *ahead) {
+  const attend_problem *p = f->problem;
+  bool finite = true;
+  short_product o = {.a = x->s,
+                     .x = short_key_rows(&x->shape->slice, &x->v, true, p->v_dim, p->type, w->v),
+                     .columns = p->v_dim,
+                     .out = x->out,
+                     .stream = f->stream,
+                     .finite = &finite,
+                     .ahead = ahead};
+  short_blocks_values(x->blocks, &o, p->type);
+  return finite;
+}
+
+/* So many pairs ahead rows are asked for. */
+enum { SHORT_LEAD = 2, SHORT_RING = SHORT_LEAD + 2 };
+
+/* A pair's values come after the next one's scores: the softmax in between has time, and stores past the cache never
+ * follow each other for longer than the core's queue of them. */
+static void short_plain_item(void *context, int worker, int64_t index) {
+  const short_forward_context *f = context;
+  const attend_problem *p = f->problem;
+  int64_t used = 0;
+  short_forward_scratch w = short_forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
+  short_walk walk;
+  short_forward_pair ring[SHORT_RING];
+  short_blocks blocks[SHORT_RING];
+  const short_shape *last = NULL;
+  short_forward_begin(f, index, &walk);
+  int made = 0;
+  for (int n = 0, count = SHORT_PAIRS; n <= count + SHORT_LEAD; n++) {
+    short_ahead ahead;
+    ahead.parts = ahead.now = ahead.rows = 0, ahead.second = true; /* in [B,N,H,D] 817 ns, not 1430, at 16 keys */
+    short_forward_pair *next = &ring[n % SHORT_RING];
+    if (n < count && short_forward_next(f, &walk, &w, next, &ahead)) {
+      if (next->shape != last) {
+        last = next->shape;
+        made = (made + 1) % SHORT_RING;
+        short_blocks_make(&last->range, (int)last->slice.q_len, &blocks[made]);
+      }
+      next->blocks = &blocks[made];
+      next->s += n % 2 * (SHORT_MAX + 1) * SHORT_MAX;
+    } else if (n < count)
+      count = n;
+    short_forward_pair *scores = &ring[(n + 2) % SHORT_RING], *values = &ring[(n + 1) % SHORT_RING];
+    bool has_scores = n >= SHORT_LEAD && n<count + SHORT_LEAD, has_values = n> SHORT_LEAD;
+    ahead.pace = has_scores ? 1 + ahead.rows / scores->blocks->tiles : 0;
+    if (has_scores) short_plain_scores(f, scores, &w, &ahead);
+    if (has_values && !short_plain_values(f, values, &w, &ahead)) short_forward_careful(f, values, &w, &ahead);
+    if (has_scores) short_blocks_softmax(scores->blocks, scores->s, scores->lse, p->layout[OPERAND_LSE].row);
+    short_ahead_rows(&ahead, 4 * SHORT_MAX);
+  }
+  if (f->stream) lanes_stream_end();
+}
+
+/* ---- With options ---- */
+
 static void short_forward_item(void *context, int worker, int64_t index) {
   const short_forward_context *f = context;
   const attend_problem *p = f->problem;
-  int64_t used = 0, at = index * SHORT_PAIRS, pairs = p->batch * p->heads;
+  int64_t used = 0;
   short_forward_scratch w = short_forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
   short_walk walk;
-  walk.b = at / p->heads, walk.h = at % p->heads, walk.shape = -1;
-  walk.left = pairs - at < SHORT_PAIRS ? pairs - at : SHORT_PAIRS;
+  short_forward_begin(f, index, &walk);
   short_forward_pair x[2][SHORT_BATCH]; /* those of this step and of the next */
   for (int now = 0, count = 0, next = 1; next; now ^= 1, count = next) {
     short_ahead ahead;
-    ahead.parts = ahead.now = ahead.rows = 0;
+    ahead.parts = ahead.now = ahead.rows = 0, ahead.second = false;
     next = short_forward_next(f, &walk, &w, x[now ^ 1], &ahead);
     int tiles = 1;
     for (int n = 0; n < count; n++) tiles += short_tiles(p, &x[now][n].shape->slice, 1, 1);
@@ -180,15 +266,14 @@ static void short_forward_item(void *context, int worker, int64_t index) {
     for (int n = 0; n < count; n++) short_forward_probabilities(f, &x[now][n], NULL);
     for (int n = 0; n < count; n++) {
       short_forward_pair *y = &x[now][n];
-      if (short_forward_values(f, y, NULL, &w, &ahead) || !y->shape->may_hide) continue;
-      short_forward_scores(f, y, &w, &ahead);
-      short_forward_probabilities(f, y, w.visible);
-      short_forward_values(f, y, w.visible, &w, &ahead);
+      if (!short_forward_values(f, y, NULL, &w, &ahead) && y->shape->may_hide) short_forward_careful(f, y, &w, &ahead);
     }
     short_ahead_rows(&ahead, 4 * SHORT_MAX * SHORT_BATCH);
   }
   if (f->stream) lanes_stream_end();
 }
+
+/* ---- Pairs of one query and one key ---- */
 
 /* `count` pairs, a constant, of one query and one key each: short.inc.c says why. */
 WORD void short_forward_ones_step(const short_forward_context *f, short_ones_walk *w, int count) {
@@ -229,6 +314,7 @@ bool ENTRY(forward_short_plan)(const attend_kernel_row *row, const attend_proble
   const int64_t rows = p->heads * (p->ragged_q ? p->q_total : p->batch * p->q_len);
   choice->own[SHORT_OWN_ONES] = short_is_one(p);
   choice->own[SHORT_OWN_OPTIONS] = short_has_options(p);
+  choice->own[SHORT_OWN_STAYS] = short_stays(p, rows, p->v_dim);
   choice->own[SHORT_OWN_STREAM_Q] = short_streams(p, OPERAND_OUT, rows, p->v_dim);
   choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
   choice->workspace_bytes = (size_t)(choice->threads * round_up(used, 256));
@@ -248,9 +334,18 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                              .group = p->heads / p->kv_heads,
                              .options = choice->own[SHORT_OWN_OPTIONS],
+                             .stays = choice->own[SHORT_OWN_STAYS],
+                             .in_blocks = SHORT_IN_BLOCKS && !choice->own[SHORT_OWN_OPTIONS] && p->softcap == 0,
                              .stream = choice->own[SHORT_OWN_STREAM_Q] && short_is_aligned(operands, OPERAND_OUT)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
-  attend_for_each(services, (int)choice->threads, items,
-                  choice->own[SHORT_OWN_ONES] ? short_forward_ones : short_forward_item, &f);
+  /* One at a time where O is stored past the cache: rows of O that follow each other for longer than the core's queue
+   * of stores make everything wait. */
+  f.together = f.in_blocks || f.stream ? 1 : SHORT_BATCH;
+  if (choice->own[SHORT_OWN_ONES])
+    attend_for_each(services, (int)choice->threads, items, short_forward_ones, &f);
+  else if (f.in_blocks)
+    attend_for_each(services, (int)choice->threads, items, short_plain_item, &f);
+  else
+    attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);
   return ATTEND_OK;
 }
