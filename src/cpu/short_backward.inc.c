@@ -234,6 +234,12 @@ static bool short_backward_next(const short_backward_context *c, short_walk *wal
     short_ahead_add(ahead, &x->m[2], keys, p->v_dim, p->type);
   }
   short_ahead_add(ahead, &x->m[3], queries, p->v_dim, p->type);
+  if (c->stream_q)
+    short_ahead_ends(ahead, short_matrix(p, c->operands, OPERAND_D_Q, x->b, x->h), queries, p->head_dim, p->type);
+  if (c->stream_k)
+    short_ahead_ends(ahead, short_matrix(p, c->operands, OPERAND_D_K, x->b, x->h / group), keys, p->head_dim, p->type);
+  if (c->stream_v)
+    short_ahead_ends(ahead, short_matrix(p, c->operands, OPERAND_D_V, x->b, x->h / group), keys, p->v_dim, p->type);
   walk->left--;
   if (++walk->h == p->heads) walk->h = 0, walk->b++;
   return true;
@@ -329,18 +335,17 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                                         const attend_operands *operands, const attend_services *services,
                                         void *workspace, void *stream) {
   (void)stream;
-  const uint64_t *own = choice->own;
   short_backward_context c = {.problem = p,
                               .choice = choice,
-                              .options = own[SHORT_OWN_OPTIONS],
+                              .options = choice->own[SHORT_OWN_OPTIONS],
                               .operands = operands,
                               .workspace = workspace,
                               .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
-                              .stream_q = own[SHORT_OWN_STREAM_Q] && short_is_aligned(operands, OPERAND_D_Q),
-                              .stream_k = own[SHORT_OWN_STREAM_K] && short_is_aligned(operands, OPERAND_D_K),
-                              .stream_v = own[SHORT_OWN_STREAM_V] && short_is_aligned(operands, OPERAND_D_V)};
+                              .stream_q = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_D_Q),
+                              .stream_k = short_may_stream(choice, operands, SHORT_OWN_STREAM_K, OPERAND_D_K),
+                              .stream_v = short_may_stream(choice, operands, SHORT_OWN_STREAM_V, OPERAND_D_V)};
   int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   attend_for_each(services, (int)choice->threads, items,
-                  own[SHORT_OWN_ONES] ? short_backward_ones : short_backward_item, &c);
+                  choice->own[SHORT_OWN_ONES] ? short_backward_ones : short_backward_item, &c);
   return ATTEND_OK;
 }

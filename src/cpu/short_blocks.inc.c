@@ -64,8 +64,8 @@ WORD lanes short_block_dots(const vector_rows *q, int n, const vector_rows *k, i
   switch (keys) {
     KEYS(1)
     KEYS(2)
-    KEYS(3) KEYS(4) KEYS(5) KEYS(6) KEYS(7) KEYS(8) KEYS(9) KEYS(10) KEYS(11) KEYS(12) KEYS(13) KEYS(14) KEYS(15)
-        KEYS(16)
+    KEYS(3)
+    KEYS(4) KEYS(5) KEYS(6) KEYS(7) KEYS(8) KEYS(9) KEYS(10) KEYS(11) KEYS(12) KEYS(13) KEYS(14) KEYS(15) KEYS(16)
   }
 #undef KEYS
   return lanes_zero();

@@ -165,6 +165,7 @@ static int short_forward_next(const short_forward_context *f, short_walk *walk, 
     short_forward_ask(f, ahead, &y->q, queries, p->head_dim);
     if (own_keys) short_forward_ask(f, ahead, &y->k, keys, p->head_dim);
     if (own_keys) short_forward_ask(f, ahead, &y->v, keys, p->v_dim);
+    if (f->stream) short_ahead_ends(ahead, y->out, queries, p->v_dim, p->type);
     walk->left--;
     if (++walk->h == p->heads) walk->h = 0, walk->b++, shape = NULL;
   }
@@ -336,7 +337,7 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                              .options = choice->own[SHORT_OWN_OPTIONS],
                              .stays = choice->own[SHORT_OWN_STAYS],
                              .in_blocks = SHORT_IN_BLOCKS && !choice->own[SHORT_OWN_OPTIONS] && p->softcap == 0,
-                             .stream = choice->own[SHORT_OWN_STREAM_Q] && short_is_aligned(operands, OPERAND_OUT)};
+                             .stream = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_OUT)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   /* One at a time where O is stored past the cache: rows of O that follow each other for longer than the core's queue
    * of stores make everything wait. */

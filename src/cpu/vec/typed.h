@@ -78,6 +78,20 @@ WORD void lanes_stream_pair(char *p, const lanes x[2], attend_type type) {
   lanes_stream_type(p + LANES * attend_type_size(type), x[1], type);
 }
 
+/* 16 bytes past the cache, to a multiple of 16, where a machine can. */
+typedef float stream_part __attribute__((vector_size(16)));
+WORD void lanes_stream_part(void *to, const void *from) {
+  stream_part x;
+  memcpy(&x, from, sizeof x);
+#if defined(__clang__)
+  __builtin_nontemporal_store(x, (stream_part *)to);
+#elif defined(__SSE__)
+  __builtin_ia32_movntps(to, x);
+#else
+  memcpy(to, &x, sizeof x);
+#endif
+}
+
 /* log2 of 0, NaN, Inf or a normal x > 0; relative error of f32 4e-8 beside the rounding, exact at powers of two. */
 WORD lanes lanes_log2(lanes x) {
 #ifdef LANES_F64
