@@ -22,6 +22,7 @@
 #include "cpu/short.inc.c"
 #include "cpu/short_blocks.inc.c"
 #include "cpu/short_forward.inc.c"
+#include "cpu/short_gradient_blocks.inc.c"
 #include "cpu/short_backward.inc.c"
 #include "cpu/decode_rows.inc.c"
 #include "cpu/decode.inc.c"

@@ -7,26 +7,37 @@
  * sees one key has P = 1 and dS = 0 exactly. Then dS = P (dP - delta), and dQ, dK, dV leave in rows like O. An item of
  * work is SHORT_PAIRS pairs (sequence, key head); heads that share keys add to dK and dV in scratch, in order. */
 
+/* The matrices of a (sequence, head): first those of its queries. */
+enum { PAIR_Q, PAIR_D_OUT, PAIR_D_Q, PAIR_K, PAIR_V, PAIR_D_K, PAIR_D_V, PAIR_MATRICES };
+static const operand_id pair_operands[] = {OPERAND_Q, OPERAND_D_OUT, OPERAND_D_Q, OPERAND_K,
+                                           OPERAND_V, OPERAND_D_K,   OPERAND_D_V};
+
 typedef struct short_backward_context {
   const attend_problem *problem;
   const attend_choice *choice;
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
+  int64_t group;               /* query heads that share keys */
+  int64_t next[PAIR_MATRICES]; /* bytes from a head to the next */
   bool stream_q, stream_k, stream_v;
-  bool options; /* slices differ by more than where rows lie */
+  bool options;   /* slices differ by more than where rows lie */
+  bool in_blocks; /* scores depend on nothing but the positions of query and key */
 } short_backward_context;
 
 typedef struct short_backward_scratch {
-  real *q, *k, *v, *d_out, *d_k, *d_v;     /* [SHORT_MAX][dimension padded] */
-  real *p, *ds, *factor, *slope, *visible; /* [SHORT_MAX][SHORT_MAX] */
+  real *q, *k, *v, *d_out, *d_k, *d_v; /* [SHORT_MAX][dimension padded] */
+  real *p, *ds, *factor, *slope,
+      *visible; /* [SHORT_MAX][SHORT_MAX]; in blocks `factor` and `slope` are tiles of S and dP */
 } short_backward_scratch;
 
 /* One (sequence, head). */
 typedef struct short_backward_pair {
   const short_shape *shape;
+  const short_blocks *blocks;
   int64_t b, h;
-  attend_matrix m[4]; /* q, k, v, d_out */
+  bool first, last; /* of the heads that share keys */
+  attend_matrix m[PAIR_MATRICES];
   vector_rows q, k, v, d_out;
   bool finite; /* q, k, v and d_out are */
 } short_backward_pair;
@@ -123,16 +134,31 @@ static void short_zero_rows(const attend_matrix *m, int64_t first, int64_t rows,
                     columns - c < LANES ? columns - c : LANES, size);
 }
 
+static void short_backward_rows(const short_backward_context *c, short_backward_pair *x,
+                                const short_backward_scratch *w) {
+  const attend_problem *p = c->problem;
+  const int queries = (int)x->shape->slice.q_len, keys = (int)x->shape->slice.k_len;
+  x->q = short_rows(&x->m[PAIR_Q], queries, p->head_dim, p->type, w->q);
+  x->k = short_rows(&x->m[PAIR_K], keys, p->head_dim, p->type, w->k);
+  x->v = short_rows(&x->m[PAIR_V], keys, p->v_dim, p->type, w->v);
+  x->d_out = short_rows(&x->m[PAIR_D_OUT], queries, p->v_dim, p->type, w->d_out);
+}
+
+/* P and dS in blocks. If q, k, v and d_out are not finite they may be wrong, and are taken again by the steps below. */
+static bool short_backward_blocks(const short_backward_context *c, const short_backward_pair *x,
+                                  const short_backward_scratch *w, short_ahead *ahead) {
+  const attend_problem *p = c->problem;
+  const int width = (int)round_up(x->shape->slice.q_len, LANES);
+  short_blocks_scores(x->blocks, w->factor, &x->q, &x->k, p->head_dim, score_factor(p), ahead);
+  short_blocks_scores(x->blocks, w->slope, &x->d_out, &x->v, p->v_dim, 1, ahead);
+  return short_blocks_gradient(x->blocks, w->factor, w->slope, w->p, w->ds, width, (real)p->scale);
+}
+
 static void short_backward_scores(const short_backward_context *c, short_backward_pair *x,
                                   const short_backward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = c->problem;
-  const attend_slice *s = &x->shape->slice;
-  int queries = (int)s->q_len, keys = (int)s->k_len, width = (int)round_up(queries, LANES);
-  x->q = short_rows(&x->m[0], queries, p->head_dim, p->type, w->q);
-  x->k = short_rows(&x->m[1], keys, p->head_dim, p->type, w->k);
-  x->v = short_rows(&x->m[2], keys, p->v_dim, p->type, w->v);
-  x->d_out = short_rows(&x->m[3], queries, p->v_dim, p->type, w->d_out);
   const short_ranges *range = &x->shape->range;
+  const int queries = (int)x->shape->slice.q_len, width = (int)round_up(queries, LANES);
   x->finite = short_scores(w->p, width, &x->q, queries, &x->k, range, p->head_dim, score_factor(p), ahead);
   x->finite &= short_scores(w->ds, width, &x->d_out, queries, &x->v, range, p->v_dim, 1, ahead);
 }
@@ -168,9 +194,9 @@ static void short_backward_products(const short_backward_context *c, const short
                                     const short_backward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = c->problem;
   const short_ranges *range = &x->shape->range;
-  const int64_t group = attend_group(p), width = round_up(x->shape->slice.q_len, LANES);
+  const int64_t width = round_up(x->shape->slice.q_len, LANES);
   const int queries = (int)x->shape->slice.q_len, keys = (int)x->shape->slice.k_len;
-  const bool first = x->h % group == 0, last = x->h % group == group - 1;
+  const bool first = x->first, last = x->last;
   const real *careful = NULL;
   if (x->shape->may_hide &&
       !x->finite) { /* 0 times NaN or Inf would not be 0; passes over anything say what is hidden */
@@ -186,25 +212,25 @@ static void short_backward_products(const short_backward_context *c, const short
     memset(w->d_v, 0, (size_t)(SHORT_MAX * short_padded(p->v_dim, p->type)) * sizeof(real));
   }
   short_product d_q = {.a = w->ds, .visible = careful, .a_step = width, .x = x->k, .rows = queries, .ahead = ahead};
-  d_q.first = range->first_key, d_q.last = range->last_key, d_q.columns = p->head_dim;
-  d_q.out = short_matrix(p, c->operands, OPERAND_D_Q, x->b, x->h);
+  d_q.first = range->first_key, d_q.last = range->last_key, d_q.stairs = range->query_stairs;
+  d_q.columns = p->head_dim;
+  d_q.out = x->m[PAIR_D_Q];
   d_q.add = p->accumulate, d_q.stream = c->stream_q;
   if (d_q.out.data) short_multiply(&d_q, p->type);
 
-  const attend_matrix d_k_out = short_matrix(p, c->operands, OPERAND_D_K, x->b, x->h / group);
-  const attend_matrix d_v_out = short_matrix(p, c->operands, OPERAND_D_V, x->b, x->h / group);
+  const attend_matrix d_k_out = x->m[PAIR_D_K];
+  const attend_matrix d_v_out = x->m[PAIR_D_V];
   short_product d_k = {.a = w->ds, .visible = careful, .a_step = width, .x = x->q, .rows = keys, .ahead = ahead};
-  d_k.along = true, d_k.first = range->first_query, d_k.last = range->last_query, d_k.columns = p->head_dim;
+  d_k.along = true, d_k.first = range->first_query, d_k.last = range->last_query, d_k.stairs = range->key_stairs;
+  d_k.columns = p->head_dim, d_k.add = p->accumulate, d_k.stream = c->stream_k;
   d_k.sums = first && last ? NULL : w->d_k;
   if (last) d_k.out = d_k_out;
-  d_k.add = p->accumulate, d_k.stream = c->stream_k;
   if (d_k_out.data) short_multiply(&d_k, p->type);
-  short_product d_v = d_k;
-  d_v.a = w->p, d_v.x = x->d_out, d_v.columns = p->v_dim;
-  d_v.sums = first && last ? NULL : w->d_v;
-  if (last) d_v.out = d_v_out;
-  d_v.stream = c->stream_v;
-  if (d_v_out.data) short_multiply(&d_v, p->type);
+  short_product *d_v = &d_k; /* in place: the core would wait to read a copy of what it has just written */
+  d_v->a = w->p, d_v->x = x->d_out, d_v->columns = p->v_dim, d_v->stream = c->stream_v;
+  d_v->sums = first && last ? NULL : w->d_v;
+  if (last) d_v->out = d_v_out;
+  if (d_v_out.data) short_multiply(d_v, p->type);
   if (last && !p->accumulate && attend_has(p, OPERAND_KV_LEN)) {
     int64_t owned = owned_keys(p, c->operands, x->b), size = (int64_t)attend_type_size(p->type);
     short_zero_rows(&d_k_out, keys, owned, p->head_dim, size);
@@ -212,34 +238,36 @@ static void short_backward_products(const short_backward_context *c, const short
   }
 }
 
-/* The next pair, its rows to be asked for; false if there is none. */
-static bool short_backward_next(const short_backward_context *c, short_walk *walk, short_backward_pair *x,
-                                short_ahead *ahead) {
+/* The next pair, its rows to be asked for; false if there is none. `before`: the one before, or NULL. */
+static bool short_backward_next(const short_backward_context *c, short_walk *walk, const short_backward_pair *before,
+                                short_backward_pair *x, short_ahead *ahead) {
   const attend_problem *p = c->problem;
-  const int64_t group = attend_group(p);
   while (walk->left > 0 && !(x->shape = short_walk_shape(p, c->operands, c->choice, walk))) {
     walk->left -= p->heads - walk->h;
     walk->h = 0, walk->b++;
   }
   if (walk->left <= 0) return false;
-  const int64_t keys = x->shape->slice.k_len, queries = x->shape->slice.q_len;
+  const int64_t keys = x->shape->slice.k_len, queries = x->shape->slice.q_len, group = c->group;
+  const int64_t key_head = group == 1 ? walk->h : walk->h / group;
   x->b = walk->b, x->h = walk->h;
-  x->m[0] = short_matrix(p, c->operands, OPERAND_Q, x->b, x->h);
-  x->m[1] = short_matrix(p, c->operands, OPERAND_K, x->b, x->h / group);
-  x->m[2] = short_matrix(p, c->operands, OPERAND_V, x->b, x->h / group);
-  x->m[3] = short_matrix(p, c->operands, OPERAND_D_OUT, x->b, x->h);
-  short_ahead_add(ahead, &x->m[0], queries, p->head_dim, p->type);
-  if (x->h % group == 0) {
-    short_ahead_add(ahead, &x->m[1], keys, p->head_dim, p->type);
-    short_ahead_add(ahead, &x->m[2], keys, p->v_dim, p->type);
+  x->first = x->h == key_head * group, x->last = x->h == key_head * group + group - 1;
+  if (!before || walk->h == 0)
+    for (int i = 0; i < PAIR_MATRICES; i++)
+      x->m[i] = short_matrix(p, c->operands, pair_operands[i], x->b, i < PAIR_K ? x->h : key_head);
+  else
+    for (int i = 0; i < PAIR_MATRICES; i++) {
+      x->m[i] = before->m[i];
+      if (x->m[i].data && (i < PAIR_K || x->first)) x->m[i].data += c->next[i];
+    }
+  short_ahead_add(ahead, &x->m[PAIR_Q], queries, p->head_dim, p->type);
+  if (x->first) {
+    short_ahead_add(ahead, &x->m[PAIR_K], keys, p->head_dim, p->type);
+    short_ahead_add(ahead, &x->m[PAIR_V], keys, p->v_dim, p->type);
   }
-  short_ahead_add(ahead, &x->m[3], queries, p->v_dim, p->type);
-  if (c->stream_q)
-    short_ahead_ends(ahead, short_matrix(p, c->operands, OPERAND_D_Q, x->b, x->h), queries, p->head_dim, p->type);
-  if (c->stream_k)
-    short_ahead_ends(ahead, short_matrix(p, c->operands, OPERAND_D_K, x->b, x->h / group), keys, p->head_dim, p->type);
-  if (c->stream_v)
-    short_ahead_ends(ahead, short_matrix(p, c->operands, OPERAND_D_V, x->b, x->h / group), keys, p->v_dim, p->type);
+  short_ahead_add(ahead, &x->m[PAIR_D_OUT], queries, p->v_dim, p->type);
+  if (c->stream_q) short_ahead_ends(ahead, x->m[PAIR_D_Q], queries, p->head_dim, p->type);
+  if (c->stream_k) short_ahead_ends(ahead, x->m[PAIR_D_K], keys, p->head_dim, p->type);
+  if (c->stream_v) short_ahead_ends(ahead, x->m[PAIR_D_V], keys, p->v_dim, p->type);
   walk->left--;
   if (++walk->h == p->heads) walk->h = 0, walk->b++;
   return true;
@@ -250,23 +278,40 @@ static bool short_backward_next(const short_backward_context *c, short_walk *wal
 static void short_backward_item(void *context, int worker, int64_t index) {
   const short_backward_context *c = context;
   const attend_problem *p = c->problem;
-  const int64_t step = SHORT_PAIRS * attend_group(p), pairs = p->batch * p->heads, at = index * step;
+  const int64_t step = SHORT_PAIRS * c->group, pairs = p->batch * p->heads, at = index * step;
   int64_t used = 0;
   short_backward_scratch w = short_backward_scratch_at(p, c->workspace + (size_t)worker * c->bytes_per_worker, &used);
   short_walk walk;
   walk.b = at / p->heads, walk.h = at % p->heads, walk.shape = -1;
   walk.left = pairs - at < step ? pairs - at : step;
-  short_backward_pair x[2]; /* this one and the next */
-  short_ahead ahead = {.parts = 0};
-  bool more = short_backward_next(c, &walk, &x[0], &ahead);
-  for (int now = 0; more; now ^= 1) {
-    ahead.parts = ahead.now = ahead.rows = 0, ahead.second = false;
-    more = short_backward_next(c, &walk, &x[now ^ 1], &ahead);
-    ahead.pace = 1 + ahead.rows / (1 + short_tiles(p, &x[now].shape->slice, 2, 3));
-    short_backward_scores(c, &x[now], &w, &ahead);
-    short_backward_gradient(c, &x[now], &w);
-    short_backward_products(c, &x[now], &w, &ahead);
+  short_backward_pair ring[SHORT_LEAD + 1];
+  short_blocks blocks;
+  const short_shape *shape = NULL;
+  int slots = 1;
+  short_ahead ahead;
+  ahead.parts = ahead.now = ahead.rows = 0, ahead.second = true;
+  for (int64_t n = 0, count = step; n < count + SHORT_LEAD; n++) {
+    const short_backward_pair *before = n > 0 ? &ring[(n - 1) % (SHORT_LEAD + 1)] : NULL;
+    if (n < count && !short_backward_next(c, &walk, before, &ring[n % (SHORT_LEAD + 1)], &ahead)) count = n;
+    if (n < SHORT_LEAD) continue;
+    if (n >= count + SHORT_LEAD) break;
+    short_backward_pair *x = &ring[(n + 1) % (SHORT_LEAD + 1)];
+    if (x->shape != shape) {
+      shape = x->shape;
+      slots = 1 + short_tiles(p, &shape->slice, 2, 3);
+      if (SHORT_IN_BLOCKS && c->in_blocks) short_blocks_make(&shape->range, (int)shape->slice.q_len, &blocks);
+    }
+    ahead.pace = 1 + ahead.rows / slots;
+    x->blocks = &blocks;
+    short_backward_rows(c, x, &w);
+    x->finite = SHORT_IN_BLOCKS && c->in_blocks && short_backward_blocks(c, x, &w, &ahead);
+    if (!x->finite) {
+      short_backward_scores(c, x, &w, &ahead);
+      short_backward_gradient(c, x, &w);
+    }
+    short_backward_products(c, x, &w, &ahead);
     short_ahead_rows(&ahead, 4 * SHORT_MAX);
+    ahead.parts = ahead.now = ahead.rows = 0;
   }
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
@@ -337,6 +382,7 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
   (void)stream;
   short_backward_context c = {.problem = p,
                               .choice = choice,
+                              .group = attend_group(p),
                               .options = choice->own[SHORT_OWN_OPTIONS],
                               .operands = operands,
                               .workspace = workspace,
@@ -344,6 +390,9 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                               .stream_q = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_D_Q),
                               .stream_k = short_may_stream(choice, operands, SHORT_OWN_STREAM_K, OPERAND_D_K),
                               .stream_v = short_may_stream(choice, operands, SHORT_OWN_STREAM_V, OPERAND_D_V)};
+  for (int i = 0; i < PAIR_MATRICES; i++)
+    c.next[i] = p->layout[pair_operands[i]].head * (int64_t)attend_type_size(p->type);
+  c.in_blocks = !c.options && p->softcap == 0;
   int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   attend_for_each(services, (int)choice->threads, items,
                   choice->own[SHORT_OWN_ONES] ? short_backward_ones : short_backward_item, &c);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Forward on a short sequence whose scores depend on nothing but the positions of query and key, that is, without the
+/* A short sequence whose scores depend on nothing but the positions of query and key, that is, without the
  * options that are passes of scores.inc.c. Queries go in blocks of 4, the rest in blocks of 2 and 1. A vector holds the
  * scores of a tile, `rows` queries and LANES / rows keys, lane = key * rows + query: one tree of additions fills it, a
  * row's sum is a few rotations, and P lies as the products with V read it. Of 16 x 16 causal pairs 10 tiles of 4 x 4
@@ -13,7 +13,7 @@ enum { SHORT_IN_BLOCKS = LANES >= 16 };
 
 typedef struct short_block {
   int query, rows;
-  int first, last;             /* keys that some query of it sees */
+  int first, last;             /* keys that some query of it sees; the first a multiple of SHORT_BLOCK */
   int all_first, all_last;     /* keys that all do */
   bool stairs;                 /* each query sees one key more than the one before: those of the last tile */
   int at;                      /* where its scores begin */
@@ -38,7 +38,7 @@ static void short_blocks_make(const short_ranges *range, int queries, short_bloc
     for (rows = SHORT_BLOCK; rows > queries - i;) rows /= 2;
     b->query = i, b->rows = rows;
     int end = i + rows - 1, keys = LANES / rows;
-    b->first = range->first_key[i], b->all_last = range->last_key[i];
+    b->first = range->first_key[i] / SHORT_BLOCK * SHORT_BLOCK, b->all_last = range->last_key[i];
     b->all_first = range->first_key[end], b->last = range->last_key[end];
     b->stairs = rows == SHORT_BLOCK && rows == keys && b->first == b->all_first && b->last > b->first &&
                 (b->last - b->first) % keys == 0;
@@ -111,6 +111,13 @@ static void short_blocks_scores(const short_blocks *x, real *s, const vector_row
 
 /* ---- Softmax ---- */
 
+/* The scores of a tile that begins at a key; -inf where a query does not see a key. */
+WORD lanes short_block_visible(const short_block *b, int key, lanes scores) {
+  const lanes at = lanes_set1((real)key), hidden = lanes_set1(-(real)INFINITY);
+  lane_mask seen = lanes_less(at, lanes_load(b->to)), before = lanes_less(at, lanes_load(b->from));
+  return lanes_select(before, hidden, lanes_select(seen, scores, hidden));
+}
+
 /* From scores to P, in place; lse in base e, unless NULL, its elements `step` apart. `rows` is a constant, and `tiles`,
  * or it is 0: any number. A row's lanes are added in halves, so that all of them have the same sum. */
 WORD void short_block_softmax(const short_block *b, real *s, int tiles, int rows, real *lse, int64_t step) {
@@ -120,11 +127,7 @@ WORD void short_block_softmax(const short_block *b, real *s, int tiles, int rows
   for (int t = 0; t < count; t++) {
     int key = b->first + t * keys;
     lanes y = lanes_load(s + t * LANES);
-    if (key < b->all_first || key + keys > b->all_last) {
-      lanes at = lanes_set1((real)key);
-      lane_mask seen = lanes_less(at, lanes_load(b->to)), before = lanes_less(at, lanes_load(b->from));
-      y = lanes_select(before, minus_infinity, lanes_select(seen, y, minus_infinity));
-    }
+    if (key < b->all_first || key + keys > b->all_last) y = short_block_visible(b, key, y);
     m = lanes_max(y, m);
     if (tiles)
       x[t] = y;

@@ -205,8 +205,8 @@ static bool short_plain_values(const short_forward_context *f, const short_forwa
   return finite;
 }
 
-/* So many pairs ahead rows are asked for. */
-enum { SHORT_LEAD = 2, SHORT_RING = SHORT_LEAD + 2 };
+/* Pairs whose rows are asked for, whose scores are taken and whose values. */
+enum { SHORT_RING = SHORT_LEAD + 2 };
 
 /* A pair's values come after the next one's scores: the softmax in between has time, and stores past the cache never
  * follow each other for longer than the core's queue of them. */

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT */
+/* From scores and dP in the blocks of short_blocks.inc.c to P and dS. */
+
+/* `n` lanes of each of the keys of a tile, from `key` to last - 1, to a matrix [keys][width]. */
+WORD void short_block_store(real *to, int width, int key, int last, lanes x, int n) {
+  real copy[LANES];
+  if (n < SHORT_BLOCK) lanes_store(copy, x);
+#pragma GCC unroll 16
+  for (int m = 0; m < LANES / n; m++) {
+    if (key + m >= last) return;
+    if (n == SHORT_BLOCK)
+      lanes_store_first(to + (key + m) * width, lanes_rotate(x, m * n), SHORT_BLOCK);
+    else
+      memcpy(to + (key + m) * width, copy + m * n, (size_t)n * sizeof(real));
+  }
+}
+
+/* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices P and scale * dS,
+ * [keys][width]. n = b->rows is a constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or
+ * NaN where scores or dP are not finite. */
+WORD lanes short_block_gradient(const short_block *b, int n, int constant, real *s, const real *dp, real *p, real *ds,
+                                int width, lanes scale) {
+  const lanes minus_infinity = lanes_set1(-(real)INFINITY);
+  const int keys = LANES / n, tiles = constant ? constant : short_block_tiles(b);
+  const int last = (int)round_up(b->last, SHORT_BLOCK);
+  lanes max = minus_infinity, sum = lanes_zero(), delta = lanes_zero(), check = lanes_zero(), x[4];
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; t++) {
+    const int key = b->first + t * keys;
+    lanes y = lanes_load(s + t * LANES);
+    check = lanes_fma(y, lanes_zero(), check);
+    if (key < b->all_first || key + keys > b->all_last) y = short_block_visible(b, key, y);
+    max = lanes_max(y, max);
+    if (constant)
+      x[t] = y;
+    else
+      lanes_store(s + t * LANES, y);
+  }
+#pragma GCC unroll 4
+  for (int lane = LANES / 2; lane >= n; lane /= 2) max = lanes_max(lanes_rotate(max, lane), max);
+  max = lanes_select(lanes_equal(max, minus_infinity), lanes_zero(), max);
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; t++) {
+    lanes power = lanes_exp2(lanes_sub(constant ? x[t] : lanes_load(s + t * LANES), max));
+    sum = lanes_add(sum, power);
+    delta = lanes_fma(power, lanes_load(dp + t * LANES), delta);
+    if (constant)
+      x[t] = power;
+    else
+      lanes_store(s + t * LANES, power);
+  }
+  check = lanes_fma(delta, lanes_zero(), check);
+#pragma GCC unroll 4
+  for (int lane = LANES / 2; lane >= n; lane /= 2) {
+    sum = lanes_add(lanes_rotate(sum, lane), sum);
+    delta = lanes_add(lanes_rotate(delta, lane), delta);
+  }
+  lanes share = lanes_select(lanes_equal(sum, lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), sum));
+  delta = lanes_mul(delta, share);
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; t++) {
+    const int key = b->first + t * keys;
+    lanes probability = lanes_mul(constant ? x[t] : lanes_load(s + t * LANES), share);
+    lanes gradient = lanes_mul(lanes_mul(probability, lanes_sub(lanes_load(dp + t * LANES), delta)), scale);
+    short_block_store(p + b->query, width, key, last, probability, n);
+    short_block_store(ds + b->query, width, key, last, gradient, n);
+  }
+  return check;
+}
+WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, const real *dp, real *p, real *ds, int width,
+                                   lanes scale) {
+  const int tiles = short_block_tiles(b);
+  s += b->at, dp += b->at;
+  if (tiles == 1) return short_block_gradient(b, n, 1, s, dp, p, ds, width, scale);
+  if (n == SHORT_BLOCK && tiles == 2) return short_block_gradient(b, n, 2, s, dp, p, ds, width, scale);
+  if (n == SHORT_BLOCK && tiles == 3) return short_block_gradient(b, n, 3, s, dp, p, ds, width, scale);
+  if (n == SHORT_BLOCK && tiles == 4) return short_block_gradient(b, n, 4, s, dp, p, ds, width, scale);
+  return short_block_gradient(b, n, 0, s, dp, p, ds, width, scale);
+}
+
+/* The same of all blocks. Are scores and dP finite? If not, P and dS may be NaN where they should be 0. */
+static bool short_blocks_gradient(const short_blocks *x, real *s, const real *dp, real *p, real *ds, int width,
+                                  real scale) {
+  lanes check = lanes_zero();
+  for (int i = 0; i < x->count; i++) {
+    const short_block *b = &x->block[i];
+    lanes of;
+    if (b->rows == SHORT_BLOCK)
+      of = short_block_gradient_of(b, SHORT_BLOCK, s, dp, p, ds, width, lanes_set1(scale));
+    else if (b->rows == 2)
+      of = short_block_gradient_of(b, 2, s, dp, p, ds, width, lanes_set1(scale));
+    else
+      of = short_block_gradient_of(b, 1, s, dp, p, ds, width, lanes_set1(scale));
+    check = lanes_add(check, of);
+  }
+  return !mask_any(lanes_unordered(check));
+}
