@@ -178,8 +178,11 @@ attend_status attend_bind(const attend_plan *plan, const attend_args *args, atte
   if (!are_as_given(plan, t, moved) && (s = check_tensors(plan, t))) return s;
   operands->dropout_seed = args->dropout_seed;
   operands->dropout_offset = args->dropout_offset;
-  *moved = *moved || !plan->distinct;
-  if (*moved) return bind_data(plan, t, operands->data);
+  if (*moved || !plan->distinct) {
+    s = bind_data(plan, t, operands->data);
+    *moved = !plan->distinct || memcmp(operands->data, plan->data, sizeof operands->data) != 0;
+    return s;
+  }
   memcpy(operands->data, plan->data, sizeof operands->data);
   return ATTEND_OK;
 }
