@@ -369,10 +369,12 @@ static void short_stream_parts(char *to, const lanes x[2], const char *row, int6
 /* Two vectors from column c on of a row of `columns`. */
 WORD void short_stream(char *row, int64_t c, const lanes x[2], int64_t columns, attend_type type) {
   const int64_t size = (int64_t)attend_type_size(type);
-  if ((uintptr_t)row % 64 == 0)
+  if ((uintptr_t)row % 64 == 0) {
     lanes_stream_pair(row + c * size, x, type);
-  else
-    short_stream_parts(row + c * size, x, row, columns * size, type);
+    return;
+  }
+  const lanes copy[2] = {x[0], x[1]}; /* x itself, a tile's sums, would go to memory for the call */
+  short_stream_parts(row + c * size, copy, row, columns * size, type);
 }
 
 /* ---- One query, one key ---- */
