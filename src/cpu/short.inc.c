@@ -17,6 +17,9 @@ enum { SHORT_MAX = 32, SHORT_PAIRS = 64 };
  * additions, an exponential) is hidden by the next pair: at most so many, and as many as have so many scores. */
 enum { SHORT_BATCH = 8, SHORT_SCORES = 512 };
 
+/* What a plan decides beside the workspace: attend_choice.own. */
+enum { SHORT_OWN_ONES, SHORT_OWN_OPTIONS, SHORT_OWN_STREAM_Q, SHORT_OWN_STREAM_K, SHORT_OWN_STREAM_V, SHORT_OWN_STAYS };
+
 /* Matrix of `id` for sequence b, (query or key) head h. */
 static inline attend_matrix short_matrix(const attend_problem *p, const attend_operands *o, operand_id id, int64_t b,
                                          int64_t h) {
@@ -76,7 +79,7 @@ static inline void short_ahead_ends(short_ahead *a, attend_matrix m, int64_t row
   m.data += (columns - 1) * (int64_t)attend_type_size(type);
   short_ahead_add(a, &m, rows, 1, type);
 }
-static void short_ahead_rows(short_ahead *a, int count) {
+static void short_ahead_ask(short_ahead *a, int count) {
   for (; count > 0 && a->now < a->parts; count--) {
     const char *data = a->part[a->now].data;
     const int before = (int)((uintptr_t)data % 64); /* in the row's first line: it may end in one line more */
@@ -89,6 +92,9 @@ static void short_ahead_rows(short_ahead *a, int count) {
     a->part[a->now].data = data + a->part[a->now].step;
     if (--a->part[a->now].rows == 0) a->now++;
   }
+}
+WORD void short_ahead_rows(short_ahead *a, int count) {
+  if (a->now < a->parts) short_ahead_ask(a, count); /* a call's only pair has none to ask for */
 }
 
 /* So many pairs ahead rows are asked for; backward, one ahead took 4 to 10% more in [B,N,H,D] memory. */
@@ -199,20 +205,23 @@ static bool short_is_stairs(const int *first, const int *last, const int *same, 
 }
 
 static void short_ranges_make(const attend_problem *p, const attend_slice *s, short_ranges *r) {
-  r->keys = visible_keys(p, s, 0, (int)s->q_len);
-  for (int j = 0; j < s->k_len; j++) r->first_query[j] = r->last_query[j] = 0;
-  for (int i = 0; i < s->q_len; i++) {
+  const int queries = (int)s->q_len, keys = (int)s->k_len;
+  for (int i = 0; i < queries; i++) {
     int64_t first, last;
     attend_visible_range(p, s, i, &first, &last);
     r->first_key[i] = (int)first;
     r->last_key[i] = (int)last;
-    for (int64_t j = first; j < last; j++) {
-      if (r->last_query[j] == 0) r->first_query[j] = i;
-      r->last_query[j] = i + 1;
-    }
   }
-  for (int j = 1; j < s->k_len; j++) /* keys that nobody sees behind those that somebody does: both ascend */
-    if (r->last_query[j] == 0) r->first_query[j] = r->last_query[j] = r->last_query[j - 1];
+  int first = 0, last = 0; /* queries before it see keys before j only; those from it on, keys behind j only */
+  for (int j = 0; j < keys; j++) {
+    while (first < queries && r->last_key[first] <= j) first++;
+    while (last < queries && r->first_key[last] <= j) last++;
+    r->first_query[j] = first;
+    r->last_query[j] = last > first ? last : first; /* a key that nobody sees */
+  }
+  r->keys = (key_range){0, 0, 0, 0};
+  if (queries)
+    r->keys = (key_range){r->first_key[0], r->last_key[queries - 1], r->first_key[queries - 1], r->last_key[0]};
   r->query_stairs = r->key_stairs = 0;
   for (int i = 0; i + 4 <= s->q_len; i += 4)
     if (short_is_stairs(r->first_key + i, r->last_key + i, r->first_key + i, r->last_key + i))
@@ -229,19 +238,27 @@ typedef struct short_shape {
   bool may_hide;
 } short_shape;
 
-static void short_shape_make(const attend_problem *p, const attend_operands *o, int64_t b, int64_t h, short_shape *x) {
-  attend_slice_make(p, o, b, h, &x->slice);
-  short_ranges_make(p, &x->slice, &x->range);
-  const key_range *keys = &x->range.keys;
-  x->may_hide = keys->all_first > 0 || keys->all_last < x->slice.k_len || x->slice.mask.data || x->slice.bias.data;
-}
-
 /* Goes through the pairs of an item of work. Shapes are kept while a pair of this step or of the next may have them. */
 typedef struct short_walk {
   int64_t b, h, left;
   short_shape shapes[2 * SHORT_BATCH + 1];
   int shape; /* of sequence b; -1: not known yet */
 } short_walk;
+
+static void short_shape_make(const attend_problem *p, const attend_operands *o, const attend_choice *c,
+                             const short_walk *at, int64_t q_len, int64_t k_len, short_shape *x) {
+  if (c->own[SHORT_OWN_OPTIONS] || p->paged)
+    attend_slice_make(p, o, at->b, at->h, &x->slice);
+  else { /* all that is asked of it: an initializer would write 480 bytes of 0 */
+    attend_slice *s = &x->slice;
+    s->b = at->b, s->h = at->h, s->q_len = q_len, s->k_len = k_len, s->off = p->top_left ? 0 : k_len - q_len;
+    s->mask.data = s->bias.data = s->d_lse = NULL, s->pages.table = NULL;
+    s->slope = 0, s->sink = -INFINITY;
+  }
+  short_ranges_make(p, &x->slice, &x->range);
+  const key_range *keys = &x->range.keys;
+  x->may_hide = keys->all_first > 0 || keys->all_last < x->slice.k_len || x->slice.mask.data || x->slice.bias.data;
+}
 
 /* The shape of sequence b; NULL: another kernel's. */
 static const short_shape *short_walk_shape(const attend_problem *p, const attend_operands *o, const attend_choice *c,
@@ -253,7 +270,7 @@ static const short_shape *short_walk_shape(const attend_problem *p, const attend
   if (!attend_serves(c, q_len, k_len)) return NULL;
   if (last && last->slice.q_len == q_len && last->slice.k_len == k_len && !p->paged) return last;
   walk->shape = (walk->shape + 1) % (2 * SHORT_BATCH + 1);
-  short_shape_make(p, o, walk->b, walk->h, &walk->shapes[walk->shape]);
+  short_shape_make(p, o, c, walk, q_len, k_len, &walk->shapes[walk->shape]);
   return &walk->shapes[walk->shape];
 }
 
@@ -300,7 +317,14 @@ WORD lanes short_dot_tiles(real *s, int width, const vector_rows *q, int i0, int
   for (int j = first; j < last; j += SHORT_KEYS(n)) {
     const vector_rows some = {k->rows + j * k->step, k->step, type};
     int keys = last - j < SHORT_KEYS(n) ? last - j : SHORT_KEYS(n);
-    lanes sums = lanes_mul(short_dots(&queries, n, &some, keys, false, vectors, type), factor);
+    lanes sums;
+    if (keys == SHORT_KEYS(n)) /* constants, or each vector asks which keys there are */
+      sums = short_dots(&queries, n, &some, SHORT_KEYS(n), false, vectors, type);
+    else if (keys == 1)
+      sums = short_dots(&queries, n, &some, 1, false, vectors, type);
+    else
+      sums = short_dots(&queries, n, &some, keys, false, vectors, type);
+    sums = lanes_mul(sums, factor);
     check = lanes_fma(sums, lanes_zero(), check);
 #pragma GCC unroll 16
     for (int m = 0; m < LANES; m++) {
@@ -524,90 +548,111 @@ static void short_product_rest(const short_product *t, int r, int64_t c, real *s
 
 enum { SHORT_PRODUCT_ROWS = 4 }; /* of a tile, at most */
 
-/* One term of rows `from` … `to` - 1. */
-WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][4], const real *a, int64_t a_row, const char *x, int from,
+/* One term of rows `from` … `to` - 1. What one row alone loads may be the operand of its instruction. */
+WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, const char *x, int from,
                              int to, int vectors, attend_type as) {
-  lanes y[4];
+  lanes p[SHORT_PRODUCT_ROWS];
 #pragma GCC unroll 4
-  for (int v = 0; v < vectors; v += short_parts(as))
-    short_load(x + v / short_parts(as) * (int)sizeof(lanes), y + v, as);
+  for (int r = from; r < to; r++) p[r] = lanes_set1(a[r * a_row]);
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v += short_parts(as), x += sizeof(lanes)) {
+    lanes y[2];
+    if (to - from == 1 && as != TYPE_BF16)
+      y[0] = lanes_load((const real *)(const void *)x);
+    else
+      short_load(x, y, as);
+#pragma GCC unroll 2
+    for (int part = 0; part < short_parts(as); part++)
 #pragma GCC unroll 4
-  for (int r = from; r < to; r++) {
-    lanes p = lanes_set1(a[r * a_row]);
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) sum[r][v] = lanes_fma(p, y[v], sum[r][v]);
+      for (int r = from; r < to; r++) sum[r][v + part] = lanes_fma(p[r], y[part], sum[r][v + part]);
   }
 }
 
-/* n rows from r0 on, `vectors` from column c on, whether A's terms of a row are `along` it in memory (else those of a
- * term are), whether n terms are `stairs`: all constants. Stairs are the last terms, term i of row i and later ones; or
- * `along`, the first, term i of rows up to i. Rows share what they load; four vectors of each are enough sums to wait
- * for none. */
-WORD void short_product_tile(const short_product *t, int r0, int n, int64_t c, int vectors, bool along, bool stairs,
-                             attend_type type) {
+/* What the tiles of some rows share. */
+typedef struct short_product_part {
+  int row, terms;
+  const real *a;
+  const char *x;         /* their first term */
+  char *out;             /* their first row */
+  int64_t step, columns; /* of out, in bytes; those that are just to be stored in whole vectors */
+} short_product_part;
+
+/* n rows, `vectors` from column c on, whether A's terms of a row are `along` it in memory (else those of a term are),
+ * whether n terms are `stairs`: all constants. Stairs are the last terms, term i of row i and later ones; or `along`,
+ * the first, term i of rows up to i. Rows share what they load; eight sums are enough to wait for none. */
+WORD void short_product_tile(const short_product *t, const short_product_part *part, int n, int64_t c, int vectors,
+                             bool along, bool stairs, attend_type type) {
   const attend_type as = short_row_type(type);
-  const int first = t->first[r0], last = t->last[r0 + n - 1], steps = stairs ? n : 0;
-  const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step;
-  const real *a = t->a + r0 * a_row + first * a_term;
-  const char *x = t->x.rows + first * t->x.step + c * (int64_t)attend_type_size(as);
-  lanes sum[SHORT_PRODUCT_ROWS][4];
+  const int steps = stairs ? n : 0;
+  const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step, x_term = t->x.step;
+  const real *a = part->a;
+  const char *x = part->x + c * (int64_t)attend_type_size(as);
+  lanes sum[SHORT_PRODUCT_ROWS][8];
 #pragma GCC unroll 4
   for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) sum[r][v] = lanes_zero();
   if (along)
 #pragma GCC unroll 4
-    for (int i = 0; i < steps; i++, a += a_term, x += t->x.step)
+    for (int i = 0; i < steps; i++, a += a_term, x += x_term)
       short_product_term(sum, a, a_row, x, 0, i + 1, vectors, as);
-  for (int k = first + steps; k < last; k++, a += a_term, x += t->x.step)
+  for (int k = part->terms - steps; k > 0; k--, a += a_term, x += x_term)
     short_product_term(sum, a, a_row, x, 0, n, vectors, as);
   if (!along)
 #pragma GCC unroll 4
-    for (int i = 0; i < steps; i++, a += a_term, x += t->x.step)
-      short_product_term(sum, a, a_row, x, i, n, vectors, as);
+    for (int i = 0; i < steps; i++, a += a_term, x += x_term) short_product_term(sum, a, a_row, x, i, n, vectors, as);
   if (!stairs && t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
     lanes check = lanes_zero();
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) check = lanes_fma(sum[0][v], lanes_zero(), check);
     if (mask_any(lanes_unordered(check))) *t->finite = false;
   }
   short_ahead_rows(t->ahead, t->ahead->pace);
-  if (vectors % 2 || t->out.col != 1 || !t->out.data || t->sums || t->add || c + vectors * LANES > t->columns) {
-    real copy[SHORT_PRODUCT_ROWS][4 * LANES];
+  if (vectors % 2 || c + vectors * LANES > part->columns) {
+    real copy[SHORT_PRODUCT_ROWS][8 * LANES];
 #pragma GCC unroll 4
     for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < vectors; v++) lanes_store(copy[r] + v * LANES, sum[r][v]);
-    for (int r = 0; r < n; r++) short_product_rest(t, r0 + r, c, copy[r], vectors, type);
+    for (int r = 0; r < n; r++) short_product_rest(t, part->row + r, c, copy[r], vectors, type);
     return;
   }
-  const int64_t size = (int64_t)attend_type_size(type), step = t->out.row * size;
-  const bool stream = t->stream;
-  char *row = t->out.data + r0 * step;
+  const int64_t size = (int64_t)attend_type_size(type);
+  char *row = part->out;
   if (t->factor) {
 #pragma GCC unroll 4
     for (int r = 0; r < n; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++) sum[r][v] = lanes_mul(sum[r][v], lanes_set1(t->factor[part->row + r]));
+  }
+  if (t->stream) {
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; v++) sum[r][v] = lanes_mul(sum[r][v], lanes_set1(t->factor[r0 + r]));
+    for (int r = 0; r < n; r++, row += part->step)
+#pragma GCC unroll 8
+      for (int v = 0; v + 1 < vectors; v += 2) short_stream(row, c + v * LANES, sum[r] + v, t->columns, type);
+    return;
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < n; r++, row += step)
-#pragma GCC unroll 4
-    for (int v = 0; v + 1 < vectors; v += 2)
-      if (stream)
-        short_stream(row, c + v * LANES, sum[r] + v, t->columns, type);
-      else
-        lanes_store_pair(row + (c + v * LANES) * size, sum[r] + v, type);
+  for (int r = 0; r < n; r++, row += part->step)
+#pragma GCC unroll 8
+    for (int v = 0; v + 1 < vectors; v += 2) lanes_store_pair(row + (c + v * LANES) * size, sum[r] + v, type);
 }
 
-/* All columns of n rows from r on: all but these are constants. */
+/* All columns of n rows from r on: all but these are constants. Of 16 registers the sums leave some to load into. */
 WORD void short_product_rows(const short_product *t, int r, int n, bool along, bool stairs, attend_type type) {
   const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
+  const int most = n == 1 ? 8 : n > 2 && LANES * sizeof(real) < 64 ? 2 : 4, first = t->first[r];
+  const bool whole = t->out.col == 1 && t->out.data && !t->sums && !t->add;
+  short_product_part part = {.row = r, .terms = t->last[r + n - 1] - first};
+  part.a = t->a + r * (along ? t->a_step : 1) + first * (along ? 1 : t->a_step);
+  part.x = t->x.rows + first * t->x.step;
+  part.step = t->out.row * (int64_t)attend_type_size(type), part.columns = whole ? t->columns : 0;
+  part.out = whole ? t->out.data + r * part.step : NULL;
   int64_t c = 0;
 #define TILES(vectors)                                                                                                 \
-  for (; vectors >= parts && c + vectors * LANES <= padded; c += vectors * LANES)                                      \
-    short_product_tile(t, r, n, c, vectors, along, stairs, type);
-  TILES(4) TILES(2) TILES(1)
+  for (; vectors <= most && vectors >= parts && c + vectors * LANES <= padded; c += vectors * LANES)                   \
+    short_product_tile(t, &part, n, c, vectors, along, stairs, type);
+  TILES(8) TILES(4) TILES(2) TILES(1)
 #undef TILES
 }
 
@@ -635,7 +680,8 @@ WORD void short_product_as(const short_product *t, bool along, attend_type type)
       for (int64_t c = 0; c < padded; c += parts * LANES) short_careful_tile(t, r, c, type);
     return;
   }
-  const bool four = LANES * sizeof(real) >= 64; /* else their sums fill the registers */
+  /* With few registers a tile of four rows has two vectors of each: 16 tokens, rows past the cache, took 7% longer. */
+  const bool four = LANES * sizeof(real) >= 64 || !t->stream;
   int r = 0;
   for (; four && r + 4 <= t->rows; r += 4)
     if (t->stairs >> (r / 4) & 1)
@@ -664,9 +710,6 @@ static void short_multiply(const short_product *t, attend_type type) {
 static bool short_stays(const attend_problem *p, int64_t rows, int64_t columns) {
   return rows * columns * (int64_t)attend_type_size(p->type) <= attend_cpu_cache_sizes().second * p->threads;
 }
-
-/* What a plan decides beside the workspace: attend_choice.own. */
-enum { SHORT_OWN_ONES, SHORT_OWN_OPTIONS, SHORT_OWN_STREAM_Q, SHORT_OWN_STREAM_K, SHORT_OWN_STREAM_V, SHORT_OWN_STAYS };
 
 /* May rows of this output be stored past the cache, as far as a plan knows, and is it worth it? */
 static bool short_streams(const attend_problem *p, operand_id id, int64_t rows, int64_t columns) {

@@ -78,20 +78,21 @@ WORD void short_gradient_tile_as(const score_tile *t, const short_ranges *range,
     dropout_pass(t, factor, (real)p->dropout_scale);
   }
   for (int v = 0; v < t->width; v += LANES) {
+    lane_mask hidden[SHORT_MAX];
     real d_lse[LANES] = {0};
     for (int l = 0; !plain && s->d_lse && l < LANES && v + l < t->rows; l++)
       d_lse[l] = (real)attend_load(s->d_lse, (v + l) * s->d_lse_row, p->layout[OPERAND_D_LSE].type);
     lanes max = plain ? hidden_score : lanes_set1((real)(s->sink * LOG2_E)), sum = lanes_zero(), delta = lanes_zero();
-    for (int k = 0; k < t->keys; k++)
-      max =
-          lanes_max(lanes_select(short_hidden(t, range, k, v), hidden_score, lanes_load(t->s + k * t->width + v)), max);
+    for (int k = 0; k < t->keys; k++) {
+      hidden[k] = short_hidden(t, range, k, v);
+      max = lanes_max(lanes_select(hidden[k], hidden_score, lanes_load(t->s + k * t->width + v)), max);
+    }
     max = lanes_select(lanes_equal(max, hidden_score), lanes_zero(), max);
     if (!plain && s->sink != -INFINITY) sum = lanes_exp2(lanes_sub(lanes_set1((real)(s->sink * LOG2_E)), max));
     for (int k = 0; k < t->keys; k++) {
       int at = k * t->width + v;
-      lane_mask hidden = short_hidden(t, range, k, v);
-      lanes power = lanes_select(hidden, lanes_zero(), lanes_exp2(lanes_sub(lanes_load(t->s + at), max)));
-      lanes dp = lanes_select(hidden, lanes_zero(), lanes_load(ds + at));
+      lanes power = lanes_select(hidden[k], lanes_zero(), lanes_exp2(lanes_sub(lanes_load(t->s + at), max)));
+      lanes dp = lanes_select(hidden[k], lanes_zero(), lanes_load(ds + at));
       if (dropout) dp = lanes_mul(dp, lanes_load(factor + at));
       sum = lanes_add(sum, power);
       delta = lanes_fma(power, dp, delta);
@@ -106,10 +107,9 @@ WORD void short_gradient_tile_as(const score_tile *t, const short_ranges *range,
       lanes probability = lanes_mul(lanes_load(t->s + at), share);
       lanes gradient = lanes_mul(lanes_mul(probability, lanes_sub(lanes_load(ds + at), delta)), scale);
       if (t->softcap_slope) gradient = lanes_mul(gradient, lanes_load(t->softcap_slope + at));
-      lane_mask hidden = short_hidden(t, range, k, v);
       if (dropout) probability = lanes_mul(probability, lanes_load(factor + at));
-      lanes_store(ds + at, lanes_select(hidden, lanes_zero(), gradient));
-      lanes_store(t->s + at, lanes_select(hidden, lanes_zero(), probability)); /* the row's sum may be NaN */
+      lanes_store(ds + at, lanes_select(hidden[k], lanes_zero(), gradient));
+      lanes_store(t->s + at, lanes_select(hidden[k], lanes_zero(), probability)); /* the row's sum may be NaN */
     }
   }
 }
@@ -211,26 +211,23 @@ static void short_backward_products(const short_backward_context *c, const short
     memset(w->d_k, 0, (size_t)(SHORT_MAX * short_padded(p->head_dim, p->type)) * sizeof(real));
     memset(w->d_v, 0, (size_t)(SHORT_MAX * short_padded(p->v_dim, p->type)) * sizeof(real));
   }
-  short_product d_q = {.a = w->ds, .visible = careful, .a_step = width, .x = x->k, .rows = queries, .ahead = ahead};
-  d_q.first = range->first_key, d_q.last = range->last_key, d_q.stairs = range->query_stairs;
-  d_q.columns = p->head_dim;
-  d_q.out = x->m[PAIR_D_Q];
-  d_q.add = p->accumulate, d_q.stream = c->stream_q;
-  if (d_q.out.data) short_multiply(&d_q, p->type);
+  short_product t; /* one after another in place: the core would wait to read a copy of what it has just written */
+  t.visible = careful, t.a_step = width, t.columns = p->head_dim, t.factor = NULL, t.add = p->accumulate;
+  t.finite = NULL, t.ahead = ahead;
 
-  const attend_matrix d_k_out = x->m[PAIR_D_K];
-  const attend_matrix d_v_out = x->m[PAIR_D_V];
-  short_product d_k = {.a = w->ds, .visible = careful, .a_step = width, .x = x->q, .rows = keys, .ahead = ahead};
-  d_k.along = true, d_k.first = range->first_query, d_k.last = range->last_query, d_k.stairs = range->key_stairs;
-  d_k.columns = p->head_dim, d_k.add = p->accumulate, d_k.stream = c->stream_k;
-  d_k.sums = first && last ? NULL : w->d_k;
-  if (last) d_k.out = d_k_out;
-  if (d_k_out.data) short_multiply(&d_k, p->type);
-  short_product *d_v = &d_k; /* in place: the core would wait to read a copy of what it has just written */
-  d_v->a = w->p, d_v->x = x->d_out, d_v->columns = p->v_dim, d_v->stream = c->stream_v;
-  d_v->sums = first && last ? NULL : w->d_v;
-  if (last) d_v->out = d_v_out;
-  if (d_v_out.data) short_multiply(d_v, p->type);
+  t.a = w->ds, t.along = false, t.x = x->k, t.rows = queries;
+  t.first = range->first_key, t.last = range->last_key, t.stairs = range->query_stairs;
+  t.out = x->m[PAIR_D_Q], t.sums = NULL, t.stream = c->stream_q;
+  if (t.out.data) short_multiply(&t, p->type);
+
+  const attend_matrix d_k_out = x->m[PAIR_D_K], d_v_out = x->m[PAIR_D_V], nowhere = {NULL, 0, 1};
+  t.along = true, t.x = x->q, t.rows = keys;
+  t.first = range->first_query, t.last = range->last_query, t.stairs = range->key_stairs;
+  t.out = last ? d_k_out : nowhere, t.sums = first && last ? NULL : w->d_k, t.stream = c->stream_k;
+  if (d_k_out.data) short_multiply(&t, p->type);
+  t.a = w->p, t.x = x->d_out, t.columns = p->v_dim;
+  t.out = last ? d_v_out : nowhere, t.sums = first && last ? NULL : w->d_v, t.stream = c->stream_v;
+  if (d_v_out.data) short_multiply(&t, p->type);
   if (last && !p->accumulate && attend_has(p, OPERAND_KV_LEN)) {
     int64_t owned = owned_keys(p, c->operands, x->b), size = (int64_t)attend_type_size(p->type);
     short_zero_rows(&d_k_out, keys, owned, p->head_dim, size);
@@ -252,6 +249,7 @@ static bool short_backward_next(const short_backward_context *c, short_walk *wal
   x->b = walk->b, x->h = walk->h;
   x->first = x->h == key_head * group, x->last = x->h == key_head * group + group - 1;
   if (!before || walk->h == 0)
+#pragma GCC unroll 8
     for (int i = 0; i < PAIR_MATRICES; i++)
       x->m[i] = short_matrix(p, c->operands, pair_operands[i], x->b, i < PAIR_K ? x->h : key_head);
   else
@@ -259,6 +257,9 @@ static bool short_backward_next(const short_backward_context *c, short_walk *wal
       x->m[i] = before->m[i];
       if (x->m[i].data && (i < PAIR_K || x->first)) x->m[i].data += c->next[i];
     }
+  walk->left--;
+  if (++walk->h == p->heads) walk->h = 0, walk->b++;
+  if (!before) return true; /* the first goes through its steps before anything could have come */
   short_ahead_add(ahead, &x->m[PAIR_Q], queries, p->head_dim, p->type);
   if (x->first) {
     short_ahead_add(ahead, &x->m[PAIR_K], keys, p->head_dim, p->type);
@@ -268,8 +269,6 @@ static bool short_backward_next(const short_backward_context *c, short_walk *wal
   if (c->stream_q) short_ahead_ends(ahead, x->m[PAIR_D_Q], queries, p->head_dim, p->type);
   if (c->stream_k) short_ahead_ends(ahead, x->m[PAIR_D_K], keys, p->head_dim, p->type);
   if (c->stream_v) short_ahead_ends(ahead, x->m[PAIR_D_V], keys, p->v_dim, p->type);
-  walk->left--;
-  if (++walk->h == p->heads) walk->h = 0, walk->b++;
   return true;
 }
 
@@ -390,6 +389,7 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                               .stream_q = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_D_Q),
                               .stream_k = short_may_stream(choice, operands, SHORT_OWN_STREAM_K, OPERAND_D_K),
                               .stream_v = short_may_stream(choice, operands, SHORT_OWN_STREAM_V, OPERAND_D_V)};
+#pragma GCC unroll 8
   for (int i = 0; i < PAIR_MATRICES; i++)
     c.next[i] = p->layout[pair_operands[i]].head * (int64_t)attend_type_size(p->type);
   c.in_blocks = !c.options && p->softcap == 0;
