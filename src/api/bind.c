@@ -8,7 +8,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* A tensor that the problem does not have does no harm. */
+/* An operand of the other direction: whatever stands there is ignored. */
 static bool is_ignored(attend_direction direction, operand_id id) {
   if (direction == ATTEND_FORWARD) return id >= OPERAND_D_OUT;
   return id == OPERAND_PROBS || id == OPERAND_SCORES;

@@ -3,8 +3,6 @@
 #include "api.h"
 #include "element.h"
 
-#include <string.h>
-
 static bool is_output(attend_direction direction, operand_id id) {
   if (direction == ATTEND_BACKWARD) return id >= OPERAND_D_Q;
   return id == OPERAND_OUT || id == OPERAND_LSE || id == OPERAND_PROBS || id == OPERAND_SCORES;

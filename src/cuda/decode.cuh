@@ -213,9 +213,9 @@ WORD void decode(const cuda_call &call, const decode_kind kind) {
   else
     from = number * size + (uint32_t)(warp * quarter), last = from + (uint32_t)quarter;
   int first = (int)from, end = (int)(last < k_len ? last : k_len);
-  /* The first keys are set on their way before anything else is worked out. */
   if (!kind.span && shape.plain && quarter >= DECODE_LONG_QUARTER) decode_prefetch(p, s, first, end);
   word_wait_before();
+  /* The first keys are set on their way before anything else is worked out. */
   decode_stream stream = {memory.warp[warp].ring, {}, 0, end};
   decode_start(call, s, first, stream, kind);
   if (kind.span) word_let_next();

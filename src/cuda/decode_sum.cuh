@@ -29,7 +29,8 @@ WORD void decode_scales(float &largest, float other, float scale[2]) {
 }
 WORD float decode_sum(float a, float b, const float scale[2]) { return word_multiply_add(b, scale[1], a * scale[0]); }
 
-/* A row's sums over some keys: a lane's four columns. Adding those over no keys changes no bit. */
+/* A row's sums over some keys: a lane's four columns. Adding those over no keys changes nothing but the sign of
+ * a zero, which decode_store drops. */
 struct decode_leaf {
   float total, largest, out[4];
 };

@@ -105,8 +105,9 @@ attend_status cuda_launch_shared(void *kernel, int64_t blocks, unsigned threads,
                                  const void *arguments, void *stream);
 bool cuda_allow_shared(int ordinal, void *kernel, unsigned bytes, char reason[ATTEND_REASON_SIZE]);
 
-/* cuda_launch for a kernel that calls word_wait_before before it touches memory: where driver, hardware and image can,
- * its blocks come to the multiprocessors while the kernel before it in the stream still ends. */
+/* cuda_launch for a kernel that calls word_wait_before before it reads or writes memory (prefetches into L2 are free to
+ * come earlier): where driver, hardware and image can, its blocks come to the multiprocessors while the kernel before
+ * it in the stream still ends. */
 attend_status cuda_launch_early(int ordinal, void *kernel, int64_t blocks, unsigned threads, const void *arguments,
                                 void *stream);
 
