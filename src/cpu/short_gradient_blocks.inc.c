@@ -3,10 +3,11 @@
 
 /* `n` lanes of each of the keys of a tile, from `key` to last - 1, to a matrix [keys][width]. */
 WORD void short_block_store(real *to, int width, int key, int last, lanes x, int n) {
+  const int keys = LANES / n;
   real copy[LANES];
   if (n < SHORT_BLOCK) lanes_store(copy, x);
 #pragma GCC unroll 16
-  for (int m = 0; m < LANES / n; m++) {
+  for (int m = 0; m < keys; m++) {
     if (key + m >= last) return;
     if (n == SHORT_BLOCK)
       lanes_store_first(to + (key + m) * width, lanes_rotate(x, m * n), SHORT_BLOCK);
