@@ -315,7 +315,7 @@ static void short_backward_item(void *context, int worker, int64_t index) {
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
 
-/* `count` pairs, a constant, of one query and one key each: short.inc.c says why. */
+/* `count` pairs, a constant, of one query and one key each: short_ones.inc.c says why. */
 WORD void short_backward_ones_step(const short_backward_context *c, short_ones_walk *w, int count) {
   const attend_problem *p = c->problem;
   const attend_operands *o = c->operands;

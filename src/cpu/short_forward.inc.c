@@ -276,7 +276,7 @@ static void short_forward_item(void *context, int worker, int64_t index) {
 
 /* ---- Pairs of one query and one key ---- */
 
-/* `count` pairs, a constant, of one query and one key each: short.inc.c says why. */
+/* `count` pairs, a constant, of one query and one key each: short_ones.inc.c says why. */
 WORD void short_forward_ones_step(const short_forward_context *f, short_ones_walk *w, int count) {
   const attend_problem *p = f->problem;
   const attend_operands *o = f->operands;

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: MIT */
+/* Short sequences: the products that make rows, of O and of the gradients, and how rows are stored. */
+
+/* ---- Rows past the cache ---- */
+
+/* Two vectors of a row of `bytes` that does not begin where a line does, as those of malloc's large arrays: its whole
+ * lines go past the cache in parts, the others, which hold ends of other rows, through it. */
+static void short_stream_parts(char *to, const lanes x[2], const char *row, int64_t bytes, attend_type type) {
+  const uintptr_t first = ((uintptr_t)row + 63) & ~(uintptr_t)63,
+                  last = ((uintptr_t)row + (uintptr_t)bytes) & ~(uintptr_t)63;
+  char pair[2 * sizeof(lanes)];
+  lanes_store_pair(pair, x, type);
+#pragma GCC unroll 8
+  for (int at = 0; at < (int)(2 * LANES * attend_type_size(type)); at += (int)sizeof(stream_part))
+    if ((uintptr_t)to + (uintptr_t)at >= first && (uintptr_t)to + (uintptr_t)at < last)
+      lanes_stream_part(to + at, pair + at);
+    else
+      memcpy(to + at, pair + at, sizeof(stream_part));
+}
+
+/* Two vectors from column c on of a row of `columns`. */
+WORD void short_stream(char *row, int64_t c, const lanes x[2], int64_t columns, attend_type type) {
+  const int64_t size = (int64_t)attend_type_size(type);
+  if ((uintptr_t)row % 64 == 0) {
+    lanes_stream_pair(row + c * size, x, type);
+    return;
+  }
+  const lanes copy[2] = {x[0], x[1]}; /* x itself, a tile's sums, would go to memory for the call */
+  short_stream_parts(row + c * size, copy, row, columns * size, type);
+}
+
+/* ---- Products ---- */
+
+/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). */
+typedef struct short_product {
+  const real *a, *visible; /* visible: indexed like a; where it is 0 the term is left out. NULL: all count */
+  int64_t a_step;
+  bool along; /* A[r, t] is a[r * a_step + t], else a[t * a_step + r] */
+  vector_rows x;
+  int rows;
+  const int *first, *last; /* terms of each row; both ascend */
+  unsigned stairs;         /* of rows, as in short_ranges; 0 if `finite` is wanted, where all rows need all terms */
+  int64_t columns;
+  const real *factor; /* NULL: 1 */
+  attend_matrix out;  /* data NULL: the sums stay in `sums` */
+  real *sums;         /* [rows][columns padded], begins with them; NULL: begin with 0 */
+  bool add;
+  bool stream;  /* past the cache */
+  bool *finite; /* NULL: not wanted; else becomes false if a term of NaN or Inf was added, visible or not */
+  short_ahead *ahead;
+} short_product;
+
+/* `vectors` sums of row r from column c on are added to t->sums, and stored where they are not just to be stored in
+ * whole vectors: added, strided, a tail. */
+static void short_product_rest(const short_product *t, int r, int64_t c, real *sum, int vectors, attend_type type) {
+  const int parts = short_parts(type);
+  const int64_t size = (int64_t)attend_type_size(type), col = t->out.col, padded = short_padded(t->columns, type);
+  for (int v = 0; t->sums && v < vectors; v++) {
+    real *at = t->sums + r * padded + c + v * LANES;
+    lanes_store(sum + v * LANES, lanes_add(lanes_load(sum + v * LANES), lanes_load(at)));
+    lanes_store(at, lanes_load(sum + v * LANES));
+  }
+  if (!t->out.data) return;
+  for (; vectors > 0 && c < t->columns; vectors -= parts, c += parts * LANES, sum += parts * LANES) {
+    real copy[LANES] = {0};
+    int64_t count = t->columns - c < parts * LANES ? t->columns - c : parts * LANES;
+    char *to = t->out.data + (r * t->out.row + c * col) * size;
+    lanes y[2], before[2];
+    if (t->add) short_gather(copy, to, col, count, size);
+    if (parts == 2)
+      lanes_load_pair((const char *)copy, before, type);
+    else
+      before[0] = lanes_load_type(copy, LANES, type);
+    for (int part = 0; part < parts; part++) {
+      y[part] = lanes_load(sum + part * LANES);
+      if (t->factor) y[part] = lanes_mul(y[part], lanes_set1(t->factor[r]));
+      if (t->add) y[part] = lanes_add(y[part], before[part]);
+    }
+    if (parts == 2)
+      lanes_store_pair((char *)copy, y, type);
+    else
+      lanes_store_type(copy, y[0], LANES, type);
+    short_scatter(to, copy, col, count, size);
+  }
+}
+
+enum { SHORT_PRODUCT_ROWS = 4 }; /* of a tile, at most */
+
+/* One term of rows `from` … `to` - 1. What one row alone loads may be the operand of its instruction. */
+WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, const char *x, int from,
+                             int to, int vectors, attend_type as) {
+  lanes p[SHORT_PRODUCT_ROWS];
+#pragma GCC unroll 4
+  for (int r = from; r < to; r++) p[r] = lanes_set1(a[r * a_row]);
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v += short_parts(as), x += sizeof(lanes)) {
+    lanes y[2];
+    if (to - from == 1 && as != TYPE_BF16)
+      y[0] = lanes_load((const real *)(const void *)x);
+    else
+      short_load(x, y, as);
+#pragma GCC unroll 2
+    for (int part = 0; part < short_parts(as); part++)
+#pragma GCC unroll 4
+      for (int r = from; r < to; r++) sum[r][v + part] = lanes_fma(p[r], y[part], sum[r][v + part]);
+  }
+}
+
+/* What the tiles of some rows share. */
+typedef struct short_product_part {
+  int row, terms;
+  const real *a;
+  const char *x;         /* their first term */
+  char *out;             /* their first row */
+  int64_t step, columns; /* of out, in bytes; those that are just to be stored in whole vectors */
+} short_product_part;
+
+/* n rows, `vectors` from column c on, whether A's terms of a row are `along` it in memory (else those of a term are),
+ * whether n terms are `stairs`: all constants. Stairs are the last terms, term i of row i and later ones; or `along`,
+ * the first, term i of rows up to i. Rows share what they load; eight sums are enough to wait for none. */
+WORD void short_product_tile(const short_product *t, const short_product_part *part, int n, int64_t c, int vectors,
+                             bool along, bool stairs, attend_type type) {
+  const attend_type as = short_row_type(type);
+  const int steps = stairs ? n : 0;
+  const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step, x_term = t->x.step;
+  const real *a = part->a;
+  const char *x = part->x + c * (int64_t)attend_type_size(as);
+  lanes sum[SHORT_PRODUCT_ROWS][8];
+#pragma GCC unroll 4
+  for (int r = 0; r < n; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) sum[r][v] = lanes_zero();
+  if (along)
+#pragma GCC unroll 4
+    for (int i = 0; i < steps; i++, a += a_term, x += x_term)
+      short_product_term(sum, a, a_row, x, 0, i + 1, vectors, as);
+  for (int k = part->terms - steps; k > 0; k--, a += a_term, x += x_term)
+    short_product_term(sum, a, a_row, x, 0, n, vectors, as);
+  if (!along)
+#pragma GCC unroll 4
+    for (int i = 0; i < steps; i++, a += a_term, x += x_term) short_product_term(sum, a, a_row, x, i, n, vectors, as);
+  if (!stairs && t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
+    lanes check = lanes_zero();
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) check = lanes_fma(sum[0][v], lanes_zero(), check);
+    if (mask_any(lanes_unordered(check))) *t->finite = false;
+  }
+  short_ahead_rows(t->ahead, t->ahead->pace);
+  if (vectors % 2 || c + vectors * LANES > part->columns) {
+    real copy[SHORT_PRODUCT_ROWS][8 * LANES];
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++) lanes_store(copy[r] + v * LANES, sum[r][v]);
+    for (int r = 0; r < n; r++) short_product_rest(t, part->row + r, c, copy[r], vectors, type);
+    return;
+  }
+  const int64_t size = (int64_t)attend_type_size(type);
+  char *row = part->out;
+  if (t->factor) {
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++) sum[r][v] = lanes_mul(sum[r][v], lanes_set1(t->factor[part->row + r]));
+  }
+  if (t->stream) {
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++, row += part->step)
+#pragma GCC unroll 8
+      for (int v = 0; v + 1 < vectors; v += 2) short_stream(row, c + v * LANES, sum[r] + v, t->columns, type);
+    return;
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < n; r++, row += part->step)
+#pragma GCC unroll 8
+    for (int v = 0; v + 1 < vectors; v += 2) lanes_store_pair(row + (c + v * LANES) * size, sum[r] + v, type);
+}
+
+/* All columns of n rows from r on: all but these are constants. Of 16 registers the sums leave some to load into. */
+WORD void short_product_rows(const short_product *t, int r, int n, bool along, bool stairs, attend_type type) {
+  const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
+  const int most = n == 1 ? 8 : n > 2 && LANES * sizeof(real) < 64 ? 2 : 4, first = t->first[r];
+  const bool whole = t->out.col == 1 && t->out.data && !t->sums && !t->add;
+  short_product_part part = {.row = r, .terms = t->last[r + n - 1] - first};
+  part.a = t->a + r * (along ? t->a_step : 1) + first * (along ? 1 : t->a_step);
+  part.x = t->x.rows + first * t->x.step;
+  part.step = t->out.row * (int64_t)attend_type_size(type), part.columns = whole ? t->columns : 0;
+  part.out = whole ? t->out.data + r * part.step : NULL;
+  int64_t c = 0;
+#define TILES(vectors)                                                                                                 \
+  for (; vectors <= most && vectors >= parts && c + vectors * LANES <= padded; c += vectors * LANES)                   \
+    short_product_tile(t, &part, n, c, vectors, along, stairs, type);
+  TILES(8) TILES(4) TILES(2) TILES(1)
+#undef TILES
+}
+
+/* One row, one vector of x, leaving out what is not visible: 0 times NaN or Inf would not be 0. */
+WORD void short_careful_tile(const short_product *t, int r, int64_t c, attend_type type) {
+  const attend_type as = short_row_type(type);
+  const int parts = short_parts(as);
+  const int64_t a_row = t->along ? t->a_step : 1, a_term = t->along ? 1 : t->a_step;
+  lanes sum[2] = {lanes_zero(), lanes_zero()}, y[2];
+  for (int k = t->first[r]; k < t->last[r]; k++) {
+    if (t->visible[r * a_row + k * a_term] == 0) continue;
+    short_load(t->x.rows + k * t->x.step + c * (int64_t)attend_type_size(as), y, as);
+    for (int part = 0; part < parts; part++)
+      sum[part] = lanes_fma(lanes_set1(t->a[r * a_row + k * a_term]), y[part], sum[part]);
+  }
+  real copy[2 * LANES];
+  for (int part = 0; part < parts; part++) lanes_store(copy + part * LANES, sum[part]);
+  short_product_rest(t, r, c, copy, parts, type);
+}
+
+WORD void short_product_as(const short_product *t, bool along, attend_type type) {
+  const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
+  if (t->visible) {
+    for (int r = 0; r < t->rows; r++)
+      for (int64_t c = 0; c < padded; c += parts * LANES) short_careful_tile(t, r, c, type);
+    return;
+  }
+  /* With few registers a tile of four rows has two vectors of each: 16 tokens, rows past the cache, took 7% longer. */
+  const bool four = LANES * sizeof(real) >= 64 || !t->stream;
+  int r = 0;
+  for (; four && r + 4 <= t->rows; r += 4)
+    if (t->stairs >> (r / 4) & 1)
+      short_product_rows(t, r, SHORT_PRODUCT_ROWS, along, true, type);
+    else
+      short_product_rows(t, r, SHORT_PRODUCT_ROWS, along, false, type);
+  for (; r + 2 <= t->rows; r += 2) short_product_rows(t, r, 2, along, false, type);
+  if (r < t->rows) short_product_rows(t, r, 1, along, false, type);
+}
+static void short_multiply(const short_product *t, attend_type type) {
+  if (type == TYPE_F16 && t->along)
+    short_product_as(t, true, TYPE_F16);
+  else if (type == TYPE_F16)
+    short_product_as(t, false, TYPE_F16);
+  else if (type == TYPE_BF16 && t->along)
+    short_product_as(t, true, TYPE_BF16);
+  else if (type == TYPE_BF16)
+    short_product_as(t, false, TYPE_BF16);
+  else if (t->along)
+    short_product_as(t, true, REAL_TYPE);
+  else
+    short_product_as(t, false, REAL_TYPE);
+}
