@@ -104,7 +104,7 @@ static bool make_rotation(const cli_request *r, rotation *s, io_error *error) {
     s->count++;
     if (!make_set(r, 6 + (uint64_t)s->count, &s->sets[s->count - 1], error)) return false;
     double bytes = cli_call_bytes(&s->sets[0], r->backward);
-    wanted = bytes > 0 ? (int)fmin(most, ceil(ROTATED_BYTES / bytes)) : 1;
+    wanted = bytes > 0 && !r->cached ? (int)fmin(most, ceil(ROTATED_BYTES / bytes)) : 1;
   }
   return true;
 }

@@ -10,7 +10,7 @@
 enum { EXIT_GOOD = 0, EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2 };
 
 typedef struct cli_request {
-  bool has_shape, has_seed, bnhd, backward, json, check, no_progress, no_data;
+  bool has_shape, has_seed, bnhd, backward, json, check, cached, no_progress, no_data;
   int64_t batch, heads, kv_heads, q_len, k_len, head_dim, v_dim;
   attend_dtype dtype;
   bool has_dtype, has_layout, has_device;

@@ -250,6 +250,7 @@ static const flag flags[] = {
     {"check", NULL, RUN, SWITCH(check), .says = "compare all results with the f64 reference"},
     {"seed", "N", CHECK, .take = take_seed, .says = "of the random inputs: repeats a run, which prints its seed"},
     {"seconds", "T", BENCH, .take = take_seconds, .says = "time for each case; 0.3 if not given"},
+    {"cached", NULL, BENCH, SWITCH(cached), .says = "the same inputs each time, not rotated past the cache"},
     {"json", NULL, INFO | RUN | EXPLAIN | CHECK | BENCH, SWITCH(json), .says = "print JSON"},
     {"no-progress", NULL, RUN | CHECK | BENCH | VIEW, SWITCH(no_progress), .says = "no progress on the terminal"},
     {"help", NULL, CALL | CHECK | INFO, .says = "print this"},
