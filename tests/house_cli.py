@@ -229,7 +229,7 @@ class Command(unittest.TestCase):
         self.assertIn("scalar", attend("info", env={**os.environ, "ATTEND_CPU": "scalar"})[0])
 
     def test_bench(self):
-        text, _ = attend("bench", "--shape", "1,1,64,16", "--seconds", "0.01", "--json", "--threads", "1")
+        text, _ = attend("bench", "--shape", "1,1,64,16", "--seconds", "0.01", "--json", "--cached", "--threads", "1")
         rows = json.loads(text)
         keys = ["shape", "dtype", "direction", "causal", "backend", "kernel", "threads", "seconds", "gflops", "gbytes_per_s",
                 "ceiling_gflops", "ceiling_gbytes_per_s", "fraction"]
