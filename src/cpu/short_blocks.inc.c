@@ -186,15 +186,29 @@ static void short_blocks_softmax(const short_blocks *x, real *s, real *lse, int6
 
 /* ---- Values ---- */
 
+/* A block's queries one by one, each with the keys that it sees only: to others 0 times NaN or Inf would not be 0. */
+static void short_block_values_apart(const short_block *b, const short_product *whole, attend_type type) {
+  for (int r = 0; r < b->rows; r++) {
+    const int query = b->query + r, first = whole->first[query], none = 0, keys = whole->last[query] - first;
+    short_product t = *whole;
+    t.a += b->at + (first - b->first) * b->rows + r, t.a_step = b->rows;
+    t.x.rows += first * t.x.step, t.rows = 1, t.first = &none, t.last = &keys;
+    t.out.data += query * t.out.row * (int64_t)attend_type_size(type);
+    short_multiply(&t, type);
+  }
+}
+
 WORD void short_blocks_values_as(const short_blocks *x, const short_product *whole, attend_type type) {
   for (int n = 0; n < x->count; n++) {
     const short_block *b = &x->block[n];
     const int keys = b->last - b->first, none[SHORT_BLOCK] = {0}, all[4] = {keys, keys, keys, keys};
+    bool finite = true;
     short_product t = *whole;
     t.a += b->at, t.a_step = b->rows, t.first = none, t.last = all;
     t.x.rows += b->first * t.x.step;
     t.out.data += b->query * t.out.row * (int64_t)attend_type_size(type);
-    if (b->stairs || (b->first == b->all_first && b->last == b->all_last)) t.finite = NULL; /* nothing is hidden */
+    const bool hides = !b->stairs && (b->first != b->all_first || b->last != b->all_last);
+    t.finite = hides ? &finite : NULL;
     if (b->stairs)
       short_product_rows(&t, 0, SHORT_BLOCK, false, true, type);
     else if (b->rows == SHORT_BLOCK)
@@ -203,10 +217,11 @@ WORD void short_blocks_values_as(const short_blocks *x, const short_product *who
       short_product_rows(&t, 0, 2, false, false, type);
     else
       short_product_rows(&t, 0, 1, false, false, type);
+    if (!finite) short_block_values_apart(b, whole, type);
   }
 }
 
-/* The product P V, as `whole` says, but for where P lies. */
+/* The product P V, as `whole` says, but for where P lies and which terms the rows of a block have. */
 static void short_blocks_values(const short_blocks *x, const short_product *whole, attend_type type) {
   if (type == TYPE_F16)
     short_blocks_values_as(x, whole, TYPE_F16);

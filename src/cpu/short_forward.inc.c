@@ -72,8 +72,11 @@ static void short_forward_scores(const short_forward_context *f, const short_for
   const attend_slice *s = &x->shape->slice;
   vector_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
   vector_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
-  short_scores(x->s, (int)round_up(s->q_len, LANES), &q, (int)s->q_len, &k, &x->shape->range, p->head_dim,
-               score_factor(p), ahead);
+  if (f->in_blocks)
+    short_blocks_scores(x->blocks, x->s, &q, &k, p->head_dim, score_factor(p), ahead);
+  else
+    short_scores(x->s, (int)round_up(s->q_len, LANES), &q, (int)s->q_len, &k, &x->shape->range, p->head_dim,
+                 score_factor(p), ahead);
 }
 
 /* From scores to P, in place. */
@@ -99,7 +102,8 @@ static void short_forward_probabilities(const short_forward_context *f, short_fo
     for (int i = 0; x->lse && i < queries; i++) x->lse[i * step] = lse[i];
 }
 
-/* False if V holds NaN or Inf that may belong to a hidden pair: then 0 * V is not 0, and `visible` must be given. */
+/* False if V holds NaN or Inf that may belong to a hidden pair: then 0 * V is not 0, and `visible` must be given.
+ * Blocks see to that themselves. */
 static bool short_forward_values(const short_forward_context *f, const short_forward_pair *x, const real *visible,
                                  const short_forward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = f->problem;
@@ -113,12 +117,15 @@ static bool short_forward_values(const short_forward_context *f, const short_for
                      .first = x->shape->range.first_key,
                      .last = x->shape->range.last_key,
                      .columns = p->v_dim,
-                     .factor = x->factor,
+                     .factor = f->in_blocks ? NULL : x->factor,
                      .out = x->out,
                      .stream = f->stream,
-                     .finite = visible ? NULL : &finite,
+                     .finite = visible || f->in_blocks ? NULL : &finite,
                      .ahead = ahead};
-  short_multiply(&o, p->type);
+  if (f->in_blocks)
+    short_blocks_values(x->blocks, &o, p->type);
+  else
+    short_multiply(&o, p->type);
   return finite;
 }
 
@@ -180,31 +187,6 @@ static void short_forward_begin(const short_forward_context *f, int64_t index, s
 
 /* ---- Without options: in blocks ---- */
 
-static void short_plain_scores(const short_forward_context *f, const short_forward_pair *x,
-                               const short_forward_scratch *w, short_ahead *ahead) {
-  const attend_problem *p = f->problem;
-  const attend_slice *s = &x->shape->slice;
-  vector_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
-  vector_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
-  short_blocks_scores(x->blocks, x->s, &q, &k, p->head_dim, score_factor(p), ahead);
-}
-
-/* False if V holds NaN or Inf that may belong to a hidden pair. */
-static bool short_plain_values(const short_forward_context *f, const short_forward_pair *x,
-                               const short_forward_scratch *w, short_ahead *ahead) {
-  const attend_problem *p = f->problem;
-  bool finite = true;
-  short_product o = {.a = x->s,
-                     .x = short_key_rows(&x->shape->slice, &x->v, true, p->v_dim, p->type, w->v),
-                     .columns = p->v_dim,
-                     .out = x->out,
-                     .stream = f->stream,
-                     .finite = &finite,
-                     .ahead = ahead};
-  short_blocks_values(x->blocks, &o, p->type);
-  return finite;
-}
-
 /* Pairs whose rows are asked for, whose scores are taken and whose values. */
 enum { SHORT_RING = SHORT_LEAD + 2 };
 
@@ -236,10 +218,10 @@ static void short_plain_item(void *context, int worker, int64_t index) {
     } else if (n < count)
       count = n;
     short_forward_pair *scores = &ring[(n + 2) % SHORT_RING], *values = &ring[(n + 1) % SHORT_RING];
-    bool has_scores = n >= SHORT_LEAD && n<count + SHORT_LEAD, has_values = n> SHORT_LEAD;
+    const bool has_scores = n >= SHORT_LEAD && n < count + SHORT_LEAD;
     ahead.pace = has_scores ? 1 + ahead.rows / scores->blocks->tiles : 0;
-    if (has_scores) short_plain_scores(f, scores, &w, &ahead);
-    if (has_values && !short_plain_values(f, values, &w, &ahead)) short_forward_careful(f, values, &w, &ahead);
+    if (has_scores) short_forward_scores(f, scores, &w, &ahead);
+    if (n > SHORT_LEAD) short_forward_values(f, values, NULL, &w, &ahead);
     if (has_scores) short_blocks_softmax(scores->blocks, scores->s, scores->lse, p->layout[OPERAND_LSE].row);
     short_ahead_rows(&ahead, 4 * SHORT_MAX);
   }
