@@ -144,14 +144,14 @@ static void short_backward_rows(const short_backward_context *c, short_backward_
   x->d_out = short_rows(&x->m[PAIR_D_OUT], queries, p->v_dim, p->type, w->d_out);
 }
 
-/* P and dS in blocks. If q, k, v and d_out are not finite they may be wrong, and are taken again by the steps below. */
-static bool short_backward_blocks(const short_backward_context *c, const short_backward_pair *x,
+/* P and dS in blocks, where they are not hidden. */
+static void short_backward_blocks(const short_backward_context *c, short_backward_pair *x,
                                   const short_backward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = c->problem;
   const int width = (int)round_up(x->shape->slice.q_len, LANES);
   short_blocks_scores(x->blocks, w->factor, &x->q, &x->k, p->head_dim, score_factor(p), ahead);
   short_blocks_scores(x->blocks, w->slope, &x->d_out, &x->v, p->v_dim, 1, ahead);
-  return short_blocks_gradient(x->blocks, w->factor, w->slope, w->p, w->ds, width, (real)p->scale);
+  x->finite = short_blocks_gradient(x->blocks, w->factor, w->slope, w->p, w->ds, width, (real)p->scale);
 }
 
 static void short_backward_scores(const short_backward_context *c, short_backward_pair *x,
@@ -303,8 +303,9 @@ static void short_backward_item(void *context, int worker, int64_t index) {
     ahead.pace = 1 + ahead.rows / slots;
     x->blocks = &blocks;
     short_backward_rows(c, x, &w);
-    x->finite = SHORT_IN_BLOCKS && c->in_blocks && short_backward_blocks(c, x, &w, &ahead);
-    if (!x->finite) {
+    if (SHORT_IN_BLOCKS && c->in_blocks)
+      short_backward_blocks(c, x, &w, &ahead);
+    else {
       short_backward_scores(c, x, &w, &ahead);
       short_backward_gradient(c, x, &w);
     }

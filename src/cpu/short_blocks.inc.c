@@ -111,11 +111,10 @@ static void short_blocks_scores(const short_blocks *x, real *s, const vector_row
 
 /* ---- Softmax ---- */
 
-/* The scores of a tile that begins at a key; -inf where a query does not see a key. */
-WORD lanes short_block_visible(const short_block *b, int key, lanes scores) {
-  const lanes at = lanes_set1((real)key), hidden = lanes_set1(-(real)INFINITY);
-  lane_mask seen = lanes_less(at, lanes_load(b->to)), before = lanes_less(at, lanes_load(b->from));
-  return lanes_select(before, hidden, lanes_select(seen, scores, hidden));
+/* The lanes of a tile that begins at a key whose queries do not see theirs. */
+WORD lane_mask short_block_hidden(const short_block *b, int key) {
+  const lanes at = lanes_set1((real)key);
+  return mask_or(mask_not(lanes_less(at, lanes_load(b->to))), lanes_less(at, lanes_load(b->from)));
 }
 
 /* From scores to P, in place; lse in base e, unless NULL, its elements `step` apart. `rows` is a constant, and `tiles`,
@@ -127,7 +126,7 @@ WORD void short_block_softmax(const short_block *b, real *s, int tiles, int rows
   for (int t = 0; t < count; t++) {
     int key = b->first + t * keys;
     lanes y = lanes_load(s + t * LANES);
-    if (key < b->all_first || key + keys > b->all_last) y = short_block_visible(b, key, y);
+    if (key < b->all_first || key + keys > b->all_last) y = lanes_select(short_block_hidden(b, key), minus_infinity, y);
     m = lanes_max(y, m);
     if (tiles)
       x[t] = y;

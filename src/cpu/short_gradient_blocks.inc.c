@@ -18,8 +18,8 @@ WORD void short_block_store(real *to, int width, int key, int last, lanes x, int
 
 /* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices P and scale * dS,
  * [keys][width]. n = b->rows is a constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or
- * NaN where scores or dP are not finite. */
-WORD lanes short_block_gradient(const short_block *b, int n, int constant, real *s, const real *dp, real *p, real *ds,
+ * NaN where scores or dP are not finite, hidden or not: then P and dS are right only where they are not hidden. */
+WORD lanes short_block_gradient(const short_block *b, int n, int constant, real *s, real *dp, real *p, real *ds,
                                 int width, lanes scale) {
   const lanes minus_infinity = lanes_set1(-(real)INFINITY);
   const int keys = LANES / n, tiles = constant ? constant : short_block_tiles(b);
@@ -30,7 +30,13 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, real 
     const int key = b->first + t * keys;
     lanes y = lanes_load(s + t * LANES);
     check = lanes_fma(y, lanes_zero(), check);
-    if (key < b->all_first || key + keys > b->all_last) y = short_block_visible(b, key, y);
+    if (key < b->all_first || key + keys > b->all_last) {
+      const lane_mask hidden = short_block_hidden(b, key);
+      const lanes z = lanes_load(dp + t * LANES);
+      check = lanes_fma(z, lanes_zero(), check);
+      y = lanes_select(hidden, minus_infinity, y);
+      lanes_store(dp + t * LANES, lanes_select(hidden, lanes_zero(), z));
+    }
     max = lanes_max(y, max);
     if (constant)
       x[t] = y;
@@ -68,7 +74,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, real 
   }
   return check;
 }
-WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, const real *dp, real *p, real *ds, int width,
+WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, real *dp, real *p, real *ds, int width,
                                    lanes scale) {
   const int tiles = short_block_tiles(b);
   s += b->at, dp += b->at;
@@ -79,9 +85,8 @@ WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, const r
   return short_block_gradient(b, n, 0, s, dp, p, ds, width, scale);
 }
 
-/* The same of all blocks. Are scores and dP finite? If not, P and dS may be NaN where they should be 0. */
-static bool short_blocks_gradient(const short_blocks *x, real *s, const real *dp, real *p, real *ds, int width,
-                                  real scale) {
+/* The same of all blocks. Are scores and dP finite? */
+static bool short_blocks_gradient(const short_blocks *x, real *s, real *dp, real *p, real *ds, int width, real scale) {
   lanes check = lanes_zero();
   for (int i = 0; i < x->count; i++) {
     const short_block *b = &x->block[i];
