@@ -162,9 +162,8 @@ WORD vector_rows short_rows(const attend_matrix *m, int rows, int64_t columns, a
 }
 
 /* Those of keys, or of values: the rows of a paged sequence lie anywhere. */
-static vector_rows short_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
-                                  attend_type type, real *buffer) {
-  if (!s->pages.table) return short_rows(m, (int)s->k_len, columns, type, buffer);
+static vector_rows short_paged_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
+                                    attend_type type, real *buffer) {
   const attend_type as = short_row_type(type);
   int64_t size = (int64_t)attend_type_size(type), step = short_padded(columns, type) * (int64_t)attend_type_size(as);
   for (int64_t j = 0; j < s->k_len; j++) {
@@ -175,6 +174,11 @@ static vector_rows short_key_rows(const attend_slice *s, const attend_matrix *m,
     if (one.rows != to) memcpy(to, one.rows, (size_t)step);
   }
   return (vector_rows){(const char *)buffer, step, as};
+}
+WORD vector_rows short_key_rows(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t columns,
+                                attend_type type, real *buffer) {
+  if (!s->pages.table) return short_rows(m, (int)s->k_len, columns, type, buffer);
+  return short_paged_rows(s, m, is_value, columns, type, buffer);
 }
 
 /* What lies in one vector: one vector of reals, or two. */

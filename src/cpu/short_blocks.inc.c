@@ -186,46 +186,51 @@ static void short_blocks_softmax(const short_blocks *x, real *s, real *lse, int6
 /* ---- Values ---- */
 
 /* A block's queries one by one, each with the keys that it sees only: to others 0 times NaN or Inf would not be 0. */
-static void short_block_values_apart(const short_block *b, const short_product *whole, attend_type type) {
+static void short_block_values_apart(const short_block *b, short_product *t, const int *first, const int *last,
+                                     attend_type type) {
+  t->rows = 1, t->finite = NULL;
   for (int r = 0; r < b->rows; r++) {
-    const int query = b->query + r, first = whole->first[query], none = 0, keys = whole->last[query] - first;
-    short_product t = *whole;
-    t.a += b->at + (first - b->first) * b->rows + r, t.a_step = b->rows;
-    t.x.rows += first * t.x.step, t.rows = 1, t.first = &none, t.last = &keys;
-    t.out.data += query * t.out.row * (int64_t)attend_type_size(type);
-    short_multiply(&t, type);
+    const int own_first = first[b->query + r] - b->first, own_last = last[b->query + r] - b->first;
+    t->first = &own_first, t->last = &own_last;
+    short_multiply(t, type);
+    t->a++, t->out.data += t->out.row * (int64_t)attend_type_size(type);
   }
 }
 
-WORD void short_blocks_values_as(const short_blocks *x, const short_product *whole, attend_type type) {
+/* In place: a copy would be read in wider parts than it was just written in, for which the core waits (20 to 50 ns a
+ * pair). */
+WORD void short_blocks_values_as(const short_blocks *x, short_product *t, attend_type type) {
+  const real *a = t->a;
+  const char *rows = t->x.rows;
+  char *out = t->out.data;
+  const int *first = t->first, *last = t->last;
   for (int n = 0; n < x->count; n++) {
     const short_block *b = &x->block[n];
     const int keys = b->last - b->first, none[SHORT_BLOCK] = {0}, all[4] = {keys, keys, keys, keys};
-    bool finite = true;
-    short_product t = *whole;
-    t.a += b->at, t.a_step = b->rows, t.first = none, t.last = all;
-    t.x.rows += b->first * t.x.step;
-    t.out.data += b->query * t.out.row * (int64_t)attend_type_size(type);
     const bool hides = !b->stairs && (b->first != b->all_first || b->last != b->all_last);
-    t.finite = hides ? &finite : NULL;
+    bool finite = true;
+    t->a = a + b->at, t->a_step = b->rows, t->first = none, t->last = all;
+    t->x.rows = rows + b->first * t->x.step;
+    t->out.data = out + b->query * t->out.row * (int64_t)attend_type_size(type);
+    t->finite = hides ? &finite : NULL;
     if (b->stairs)
-      short_product_rows(&t, 0, SHORT_BLOCK, false, true, type);
+      short_product_rows(t, 0, SHORT_BLOCK, false, true, type);
     else if (b->rows == SHORT_BLOCK)
-      short_product_rows(&t, 0, SHORT_BLOCK, false, false, type);
+      short_product_rows(t, 0, SHORT_BLOCK, false, false, type);
     else if (b->rows == 2)
-      short_product_rows(&t, 0, 2, false, false, type);
+      short_product_rows(t, 0, 2, false, false, type);
     else
-      short_product_rows(&t, 0, 1, false, false, type);
-    if (!finite) short_block_values_apart(b, whole, type);
+      short_product_rows(t, 0, 1, false, false, type);
+    if (!finite) short_block_values_apart(b, t, first, last, type);
   }
 }
 
-/* The product P V, as `whole` says, but for where P lies and which terms the rows of a block have. */
-static void short_blocks_values(const short_blocks *x, const short_product *whole, attend_type type) {
+/* The product P V, as `t` says, but for where P lies and which terms the rows of a block have. */
+static void short_blocks_values(const short_blocks *x, short_product *t, attend_type type) {
   if (type == TYPE_F16)
-    short_blocks_values_as(x, whole, TYPE_F16);
+    short_blocks_values_as(x, t, TYPE_F16);
   else if (type == TYPE_BF16)
-    short_blocks_values_as(x, whole, TYPE_BF16);
+    short_blocks_values_as(x, t, TYPE_BF16);
   else
-    short_blocks_values_as(x, whole, REAL_TYPE);
+    short_blocks_values_as(x, t, REAL_TYPE);
 }
