@@ -61,6 +61,16 @@ static bool serves(const attend_kernel_row *row, const attend_problem *p, const 
   return row->plan(row, p, choice, reason);
 }
 
+/* Do all sequences that a kernel is for go to one before it? */
+static bool is_left_nothing(const attend_plan *plan, attend_limit limit) {
+  for (int i = 0; i < plan->choices; i++) {
+    const attend_limit before = plan->choice[i].limit;
+    const bool queries = !before.queries || (limit.queries && limit.queries <= before.queries);
+    if (queries && (!before.keys || (limit.keys && limit.keys <= before.keys))) return true;
+  }
+  return false;
+}
+
 /* Add to the plan's kernels one that is behind them. */
 static void add(attend_plan *plan, const attend_choice *choice) {
   attend_choice *c = &plan->choice[plan->choices];
@@ -99,7 +109,8 @@ attend_status attend_choose(attend_plan *plan, const attend_options *options, at
           (row->type != TYPE_NONE && row->type != p->type))
         continue;
       reason[0] = 0;
-      bool can = serves(row, p, options, allowed, &choice, reason), take = can && !all;
+      bool can = serves(row, p, options, allowed, &choice, reason);
+      bool take = can && !all && !is_left_nothing(plan, choice.limit);
       if (take) {
         add(plan, &choice);
         all = attend_within(choice.limit, p->q_len, p->k_len);

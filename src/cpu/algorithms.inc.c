@@ -18,12 +18,12 @@
 #include "cpu/forward.inc.c"
 #include "cpu/gradients.inc.c"
 #include "cpu/backward.inc.c"
-#if TILE_TERMS == 1 /* with words of two elements there is only this: the rest runs on multiply-adds */
 #include "cpu/short.inc.c"
 #include "cpu/short_ones.inc.c"
 #include "cpu/short_products.inc.c"
 #include "cpu/short_blocks.inc.c"
 #include "cpu/short_forward.inc.c"
+#if TILE_TERMS == 1 /* with words of two elements there is only this: the rest runs on multiply-adds */
 #include "cpu/short_gradient_blocks.inc.c"
 #include "cpu/short_backward.inc.c"
 #include "cpu/decode_rows.inc.c"

@@ -181,6 +181,9 @@ WORD vector_rows short_key_rows(const attend_slice *s, const attend_matrix *m, b
   return short_paged_rows(s, m, is_value, columns, type, buffer);
 }
 
+/* Words of two elements are bf16: nothing else is compiled. */
+WORD attend_type short_type(attend_type type) { return TILE_TERMS == 2 ? TYPE_BF16 : type; }
+
 /* What lies in one vector: one vector of reals, or two. */
 WORD int short_parts(attend_type type) { return type == TYPE_BF16 ? 2 : 1; }
 WORD void short_load(const char *at, lanes x[2], attend_type type) {
@@ -188,6 +191,18 @@ WORD void short_load(const char *at, lanes x[2], attend_type type) {
     lanes_load_pair(at, x, TYPE_BF16);
   else
     x[0] = lanes_once(lanes_load((const real *)(const void *)at));
+}
+/* The same as words along the row: those of two elements lie there. */
+WORD int short_word_parts(attend_type type) { return TILE_TERMS == 2 ? 1 : short_parts(type); }
+WORD void short_load_words(const char *at, lanes x[2], attend_type type) {
+  short_load(at, x, TILE_TERMS == 2 ? REAL_TYPE : type);
+}
+/* As words across two rows of a product; NULL: no row. */
+WORD void short_load_term(const char *first, const char *second, lanes x[2], attend_type type) {
+  if (TILE_TERMS == 2)
+    tile_words_pair(first, second, x);
+  else
+    short_load(first, x, type);
 }
 
 /* ---- Which pairs (query, key) causal and window leave: the same for sequences of the same lengths ---- */
@@ -295,17 +310,17 @@ WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int key
   for (int64_t v = 0; v < vectors; v++, a += sizeof(lanes), b += sizeof(lanes)) {
     lanes y[5][2];
 #pragma GCC unroll 8
-    for (int i = 0; i < n; i++) short_load(a + i * q->step, y[i], type);
+    for (int i = 0; i < n; i++) short_load_words(a + i * q->step, y[i], type);
     const char *row = b;
 #pragma GCC unroll 16
     for (int m = 0; m < LANES; m++, row += k->step) {
       if (m >= SHORT_KEYS(n) || m >= keys) continue;
       lanes z[2];
-      short_load(row, z, type);
+      short_load_words(row, z, type);
 #pragma GCC unroll 2
-      for (int part = 0; part < short_parts(type); part++)
+      for (int part = 0; part < short_word_parts(type); part++)
 #pragma GCC unroll 8
-        for (int i = stairs ? m : 0; i < n; i++) x[m * n + i] = lanes_fma(y[i][part], z[part], x[m * n + i]);
+        for (int i = stairs ? m : 0; i < n; i++) x[m * n + i] = tile_step(y[i][part], z[part], x[m * n + i]);
     }
   }
   return lanes_sums(x);
@@ -370,7 +385,7 @@ WORD bool short_scores_as(real *s, int width, const vector_rows *q, int queries,
  * Then the rows of `q` and `k` that they come from are: NaN and Inf make every score of their row one of the two. */
 static bool short_scores(real *s, int width, const vector_rows *q, int queries, const vector_rows *k,
                          const short_ranges *range, int64_t columns, real factor, short_ahead *ahead) {
-  if (q->type == TYPE_BF16)
+  if (short_type(q->type) == TYPE_BF16)
     return short_scores_as(s, width, q, queries, k, range, short_padded(columns, TYPE_BF16) / (2 * LANES), factor,
                            ahead, TYPE_BF16);
   return short_scores_as(s, width, q, queries, k, range, short_padded(columns, REAL_TYPE) / LANES, factor, ahead,

@@ -11,6 +11,9 @@ enum { SHORT_BLOCK = LANES < 4 ? LANES : 4, SHORT_BLOCKS = SHORT_MAX / SHORT_BLO
  * long as by rows of queries, 32 took 1.5. */
 enum { SHORT_IN_BLOCKS = LANES >= 16 };
 
+/* With words of two elements there is only this. */
+enum { SHORT_ONLY_IN_BLOCKS = TILE_TERMS == 2 };
+
 typedef struct short_block {
   int query, rows;
   int first, last;             /* keys that some query of it sees; the first a multiple of SHORT_BLOCK */
@@ -103,7 +106,7 @@ WORD void short_blocks_scores_as(const short_blocks *x, real *s, const vector_ro
 }
 static void short_blocks_scores(const short_blocks *x, real *s, const vector_rows *q, const vector_rows *k,
                                 int64_t columns, real factor, short_ahead *ahead) {
-  if (q->type == TYPE_BF16)
+  if (short_type(q->type) == TYPE_BF16)
     short_blocks_scores_as(x, s, q, k, columns, factor, ahead, TYPE_BF16);
   else
     short_blocks_scores_as(x, s, q, k, columns, factor, ahead, REAL_TYPE);
@@ -117,8 +120,9 @@ WORD lane_mask short_block_hidden(const short_block *b, int key) {
   return mask_or(mask_not(lanes_less(at, lanes_load(b->to))), lanes_less(at, lanes_load(b->from)));
 }
 
-/* From scores to P, in place; lse in base e, unless NULL, its elements `step` apart. `rows` is a constant, and `tiles`,
- * or it is 0: any number. A row's lanes are added in halves, so that all of them have the same sum. */
+/* From scores to P, in place, as words of keys that follow each other, in the lane of the first; lse in base e, unless
+ * NULL, its elements `step` apart. `rows` is a constant, and `tiles`, or it is 0: any number. A row's lanes are added
+ * in halves, so that all of them have the same sum. */
 WORD void short_block_softmax(const short_block *b, real *s, int tiles, int rows, real *lse, int64_t step) {
   lanes minus_infinity = lanes_set1(-(real)INFINITY), m = minus_infinity, l = lanes_zero(), x[4];
   int keys = LANES / rows, count = tiles ? tiles : short_block_tiles(b);
@@ -138,7 +142,7 @@ WORD void short_block_softmax(const short_block *b, real *s, int tiles, int rows
   lanes base = lanes_select(lanes_equal(m, minus_infinity), lanes_zero(), m);
 #pragma GCC unroll 4
   for (int t = 0; t < count; t++) {
-    lanes p = lanes_exp2(lanes_sub(tiles ? x[t] : lanes_load(s + t * LANES), base));
+    lanes p = tile_exp2(lanes_sub(tiles ? x[t] : lanes_load(s + t * LANES), base));
     l = lanes_add(l, p);
     if (tiles)
       x[t] = p;
@@ -149,8 +153,10 @@ WORD void short_block_softmax(const short_block *b, real *s, int tiles, int rows
   for (int lane = LANES / 2; lane >= rows; lane /= 2) l = lanes_add(lanes_rotate(l, lane), l);
   lanes share = lanes_select(lanes_equal(l, lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), l));
 #pragma GCC unroll 4
-  for (int t = 0; t < count; t++)
-    lanes_store(s + t * LANES, lanes_mul(tiles ? x[t] : lanes_load(s + t * LANES), share));
+  for (int t = 0; t < count; t++) {
+    lanes p = lanes_mul(tiles ? x[t] : lanes_load(s + t * LANES), share);
+    lanes_store(s + t * LANES, tile_words(p, lanes_rotate(p, rows)));
+  }
   if (!lse) return;
   real copy[LANES];
   lanes_store(copy, lanes_mul(lanes_set1((real)LN_2), lanes_add(m, lanes_log2(l))));
@@ -209,7 +215,7 @@ WORD void short_blocks_values_as(const short_blocks *x, short_product *t, attend
     const int keys = b->last - b->first, none[SHORT_BLOCK] = {0}, all[4] = {keys, keys, keys, keys};
     const bool hides = !b->stairs && (b->first != b->all_first || b->last != b->all_last);
     bool finite = true;
-    t->a = a + b->at, t->a_step = b->rows, t->first = none, t->last = all;
+    t->a = a + b->at, t->a_step = b->rows * TILE_TERMS, t->first = none, t->last = all;
     t->x.rows = rows + b->first * t->x.step;
     t->out.data = out + b->query * t->out.row * (int64_t)attend_type_size(type);
     t->finite = hides ? &finite : NULL;
@@ -227,9 +233,9 @@ WORD void short_blocks_values_as(const short_blocks *x, short_product *t, attend
 
 /* The product P V, as `t` says, but for where P lies and which terms the rows of a block have. */
 static void short_blocks_values(const short_blocks *x, short_product *t, attend_type type) {
-  if (type == TYPE_F16)
+  if (short_type(type) == TYPE_F16)
     short_blocks_values_as(x, t, TYPE_F16);
-  else if (type == TYPE_BF16)
+  else if (short_type(type) == TYPE_BF16)
     short_blocks_values_as(x, t, TYPE_BF16);
   else
     short_blocks_values_as(x, t, REAL_TYPE);

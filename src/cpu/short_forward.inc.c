@@ -72,7 +72,7 @@ static void short_forward_scores(const short_forward_context *f, const short_for
   const attend_slice *s = &x->shape->slice;
   vector_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
   vector_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
-  if (f->in_blocks)
+  if (SHORT_ONLY_IN_BLOCKS || f->in_blocks)
     short_blocks_scores(x->blocks, x->s, &q, &k, p->head_dim, score_factor(p), ahead);
   else
     short_scores(x->s, (int)round_up(s->q_len, LANES), &q, (int)s->q_len, &k, &x->shape->range, p->head_dim,
@@ -122,7 +122,7 @@ static bool short_forward_values(const short_forward_context *f, const short_for
                      .stream = f->stream,
                      .finite = visible || f->in_blocks ? NULL : &finite,
                      .ahead = ahead};
-  if (f->in_blocks)
+  if (SHORT_ONLY_IN_BLOCKS || f->in_blocks)
     short_blocks_values(x->blocks, &o, p->type);
   else
     short_multiply(&o, p->type);
@@ -287,6 +287,10 @@ bool ENTRY(forward_short_plan)(const attend_kernel_row *row, const attend_proble
                                char reason[ATTEND_REASON_SIZE]) {
   (void)row;
   if (!short_serves(p, choice, reason)) return false;
+  if (SHORT_ONLY_IN_BLOCKS && (short_has_options(p) || p->softcap > 0)) {
+    snprintf(reason, ATTEND_REASON_SIZE, "leaves options of scores to multiply-adds");
+    return false;
+  }
   if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES)) {
     snprintf(reason, ATTEND_REASON_SIZE, "does not materialise probs or scores");
     return false;
@@ -324,7 +328,9 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
   /* One at a time where O is stored past the cache: rows of O that follow each other for longer than the core's queue
    * of stores make everything wait. */
   f.together = f.in_blocks || f.stream ? 1 : SHORT_BATCH;
-  if (choice->own[SHORT_OWN_ONES])
+  if (SHORT_ONLY_IN_BLOCKS)
+    attend_for_each(services, (int)choice->threads, items, short_plain_item, &f);
+  else if (choice->own[SHORT_OWN_ONES])
     attend_for_each(services, (int)choice->threads, items, short_forward_ones, &f);
   else if (f.in_blocks)
     attend_for_each(services, (int)choice->threads, items, short_plain_item, &f);

@@ -31,7 +31,8 @@ WORD void short_stream(char *row, int64_t c, const lanes x[2], int64_t columns, 
 
 /* ---- Products ---- */
 
-/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). */
+/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). With words of two elements A is of words, t
+ * counts them, and each meets two rows of x. */
 typedef struct short_product {
   const real *a, *visible; /* visible: indexed like a; where it is 0 the term is left out. NULL: all count */
   int64_t a_step;
@@ -86,29 +87,32 @@ static void short_product_rest(const short_product *t, int r, int64_t c, real *s
 
 enum { SHORT_PRODUCT_ROWS = 4 }; /* of a tile, at most */
 
-/* One term of rows `from` … `to` - 1. What one row alone loads may be the operand of its instruction. */
-WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, const char *x, int from,
-                             int to, int vectors, attend_type as) {
+/* One term of rows `from` … `to` - 1. What one row alone loads may be the operand of its instruction. `second` is the
+ * second row of x for words of two elements, where either may be NULL, a constant: then that element does not count. */
+WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, const char *x,
+                             const char *second, int from, int to, int vectors, attend_type as) {
   lanes p[SHORT_PRODUCT_ROWS];
 #pragma GCC unroll 4
   for (int r = from; r < to; r++) p[r] = lanes_set1(a[r * a_row]);
 #pragma GCC unroll 8
-  for (int v = 0; v < vectors; v += short_parts(as), x += sizeof(lanes)) {
+  for (int v = 0; v < vectors; v += short_parts(as)) {
+    const int64_t at = v / short_parts(as) * (int64_t)sizeof(lanes);
     lanes y[2];
     if (to - from == 1 && as != TYPE_BF16)
-      y[0] = lanes_load((const real *)(const void *)x);
+      y[0] = lanes_load((const real *)(const void *)(x + at));
     else
-      short_load(x, y, as);
+      short_load_term(x ? x + at : NULL, second ? second + at : NULL, y, as);
 #pragma GCC unroll 2
     for (int part = 0; part < short_parts(as); part++)
 #pragma GCC unroll 4
-      for (int r = from; r < to; r++) sum[r][v + part] = lanes_fma(p[r], y[part], sum[r][v + part]);
+      for (int r = from; r < to; r++) sum[r][v + part] = tile_step(p[r], y[part], sum[r][v + part]);
   }
 }
 
 /* What the tiles of some rows share. */
 typedef struct short_product_part {
   int row, terms;
+  bool half; /* the first word is of one term, its second */
   const real *a;
   const char *x;         /* their first term */
   char *out;             /* their first row */
@@ -122,7 +126,7 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
                              bool along, bool stairs, attend_type type) {
   const attend_type as = short_row_type(type);
   const int steps = stairs ? n : 0;
-  const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step, x_term = t->x.step;
+  const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step, next = t->x.step;
   const real *a = part->a;
   const char *x = part->x + c * (int64_t)attend_type_size(as);
   lanes sum[SHORT_PRODUCT_ROWS][8];
@@ -132,13 +136,24 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
     for (int v = 0; v < vectors; v++) sum[r][v] = lanes_zero();
   if (along)
 #pragma GCC unroll 4
-    for (int i = 0; i < steps; i++, a += a_term, x += x_term)
-      short_product_term(sum, a, a_row, x, 0, i + 1, vectors, as);
-  for (int k = part->terms - steps; k > 0; k--, a += a_term, x += x_term)
-    short_product_term(sum, a, a_row, x, 0, n, vectors, as);
+    for (int i = 0; i < steps; i += TILE_TERMS, a += a_term, x += TILE_TERMS * next) {
+      short_product_term(sum, a, a_row, x, x + next, 0, i + 1, vectors, as);
+      if (TILE_TERMS == 2) short_product_term(sum, a, a_row, NULL, x + next, i + 1, i + 2, vectors, as);
+    }
+  int k = part->terms - steps;
+  if (TILE_TERMS == 2 && part->half) {
+    short_product_term(sum, a, a_row, NULL, x + next, 0, n, vectors, as);
+    k--, a += a_term, x += TILE_TERMS * next;
+  }
+  for (; k >= TILE_TERMS; k -= TILE_TERMS, a += a_term, x += TILE_TERMS * next)
+    short_product_term(sum, a, a_row, x, x + next, 0, n, vectors, as);
+  if (TILE_TERMS == 2 && k > 0) short_product_term(sum, a, a_row, x, NULL, 0, n, vectors, as);
   if (!along)
 #pragma GCC unroll 4
-    for (int i = 0; i < steps; i++, a += a_term, x += x_term) short_product_term(sum, a, a_row, x, i, n, vectors, as);
+    for (int i = 0; i < steps; i += TILE_TERMS, a += a_term, x += TILE_TERMS * next) {
+      if (TILE_TERMS == 2) short_product_term(sum, a, a_row, x, NULL, i, i + 1, vectors, as);
+      short_product_term(sum, a, a_row, x, x + next, i + TILE_TERMS - 1, n, vectors, as);
+    }
   if (!stairs && t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
     lanes check = lanes_zero();
 #pragma GCC unroll 8
@@ -180,10 +195,12 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
 WORD void short_product_rows(const short_product *t, int r, int n, bool along, bool stairs, attend_type type) {
   const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
   const int most = n == 1 ? 8 : n > 2 && LANES * sizeof(real) < 64 ? 2 : 4, first = t->first[r];
+  const int word = first / TILE_TERMS, half = first % TILE_TERMS;
   const bool whole = t->out.col == 1 && t->out.data && !t->sums && !t->add;
   short_product_part part = {.row = r, .terms = t->last[r + n - 1] - first};
-  part.a = t->a + r * (along ? t->a_step : 1) + first * (along ? 1 : t->a_step);
-  part.x = t->x.rows + first * t->x.step;
+  part.half = half && part.terms > 0;
+  part.a = t->a + r * (along ? t->a_step : 1) + word * (along ? 1 : t->a_step);
+  part.x = t->x.rows + (first - half) * t->x.step;
   part.step = t->out.row * (int64_t)attend_type_size(type), part.columns = whole ? t->columns : 0;
   part.out = whole ? t->out.data + r * part.step : NULL;
   int64_t c = 0;
@@ -213,7 +230,7 @@ WORD void short_careful_tile(const short_product *t, int r, int64_t c, attend_ty
 
 WORD void short_product_as(const short_product *t, bool along, attend_type type) {
   const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
-  if (t->visible) {
+  if (TILE_TERMS == 1 && t->visible) {
     for (int r = 0; r < t->rows; r++)
       for (int64_t c = 0; c < padded; c += parts * LANES) short_careful_tile(t, r, c, type);
     return;
@@ -229,7 +246,8 @@ WORD void short_product_as(const short_product *t, bool along, attend_type type)
   for (; r + 2 <= t->rows; r += 2) short_product_rows(t, r, 2, along, false, type);
   if (r < t->rows) short_product_rows(t, r, 1, along, false, type);
 }
-static void short_multiply(const short_product *t, attend_type type) {
+static void short_multiply(const short_product *t, attend_type any) {
+  const attend_type type = short_type(any);
   if (type == TYPE_F16 && t->along)
     short_product_as(t, true, TYPE_F16);
   else if (type == TYPE_F16)

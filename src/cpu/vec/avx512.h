@@ -58,9 +58,17 @@ WORD __m512i round_bf16(lanes x) { /* in the upper halves; the lower are whateve
   __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), even);
   return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
 }
+#ifdef __AVX512BF16__ /* where sums are dot products of bf16, which flush subnormals too */
+WORD __m512i narrow_bf16_pair(const lanes x[2]) {
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
+}
+#else
 WORD __m512i narrow_bf16_pair(const lanes x[2]) {
   return _mm512_mask_blend_epi16(0xAAAAAAAAu, _mm512_srli_epi32(round_bf16(x[0]), 16), round_bf16(x[1]));
 }
+#endif
 WORD void lanes_store_bf16_pair(uint16_t *p, const lanes x[2]) { _mm512_storeu_si512(p, narrow_bf16_pair(x)); }
 WORD void lanes_stream_bf16_pair(uint16_t *p, const lanes x[2]) {
   _mm512_stream_si512((__m512i *)(void *)p, narrow_bf16_pair(x));
