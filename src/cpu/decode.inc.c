@@ -6,12 +6,13 @@
  * row, which are merged in ascending order of the parts. The size of a part depends on the sequence's own lengths
  * alone, hence the bits do not depend on threads or neighbours. */
 
-enum { DECODE_QUERIES = 16, DECODE_PART = 512, DECODE_PARTS = 64 };
+enum { DECODE_QUERIES = 16, DECODE_PART = 512, DECODE_PARTS = 32, DECODE_SCORES = 4096 };
 #define DECODE_BYTES ((int64_t)16 << 20) /* of parts' results kept at a time */
 
 typedef struct decode_cut {
   int64_t rows, parts, pairs; /* the most query rows and parts of a pair; pairs of a round */
   int64_t k_padded, v_padded;
+  int64_t scores;     /* of a block */
   int64_t pair_reals; /* results of a pair */
   int64_t scratch_bytes, result_bytes;
 } decode_cut;
@@ -34,8 +35,8 @@ typedef struct decode_context {
 
 typedef struct decode_scratch {
   attend_slice *slices;  /* [group] */
-  real *q, *s, *visible; /* [rows][k_padded], [rows][DECODE_BLOCK], the same */
-  real *rescale, *k, *v; /* [rows], [DECODE_BLOCK][k_padded], [DECODE_BLOCK][v_padded] */
+  real *q, *s, *visible; /* [rows][k_padded], [rows][s_row], the same */
+  real *rescale, *k, *v; /* [rows], [DECODE_CHUNK][k_padded], [DECODE_CHUNK][v_padded] */
 } decode_scratch;
 
 static decode_scratch decode_scratch_at(const attend_problem *p, const decode_cut *cut, char *base, int64_t *used) {
@@ -43,13 +44,22 @@ static decode_scratch decode_scratch_at(const attend_problem *p, const decode_cu
   int64_t slices = attend_group(p) * (int64_t)(sizeof(attend_slice) / sizeof(real) + 1);
   w.slices = (attend_slice *)(void *)take(base, used, slices);
   w.q = take(base, used, cut->rows * cut->k_padded);
-  w.s = take(base, used, cut->rows * DECODE_BLOCK);
-  w.visible = take(base, used, cut->rows * DECODE_BLOCK);
+  w.s = take(base, used, cut->scores);
+  w.visible = take(base, used, cut->scores);
   w.rescale = take(base, used, cut->rows);
-  w.k = take(base, used, DECODE_BLOCK * cut->k_padded);
-  w.v = take(base, used, DECODE_BLOCK * cut->v_padded);
+  w.k = take(base, used, DECODE_CHUNK * cut->k_padded);
+  w.v = take(base, used, DECODE_CHUNK * cut->v_padded);
   return w;
 }
+
+/* Keys of a softmax: as many as leave the scores of all rows in the first-level cache, since reading stands still when
+ * it turns from K to V and back. */
+static int64_t decode_block(int64_t rows) {
+  int64_t keys = DECODE_SCORES / (rows > 0 ? rows : 1) / DECODE_CHUNK * DECODE_CHUNK;
+  return keys > DECODE_BLOCK ? DECODE_BLOCK : keys < DECODE_CHUNK ? DECODE_CHUNK : keys;
+}
+/* Between two rows of scores: not a power of two, whose rows would displace each other. */
+static int64_t decode_s_row(int64_t rows) { return decode_block(rows) + LANES; }
 
 /* The most parts of a sequence, whatever its keys, whose pair has so many query rows: results within DECODE_BYTES. */
 static int64_t decode_most_parts(int64_t rows, int64_t v_padded) {
@@ -60,7 +70,7 @@ static int64_t decode_most_parts(int64_t rows, int64_t v_padded) {
 static decode_results decode_results_of(const attend_problem *p, int64_t q_len, int64_t k_len, int64_t v_padded) {
   decode_results r = {.rows = attend_group(p) * q_len};
   int64_t most = decode_most_parts(r.rows, v_padded);
-  r.size = round_up((k_len + most - 1) / most, DECODE_BLOCK);
+  r.size = round_up((k_len + most - 1) / most, DECODE_CHUNK);
   if (r.size < DECODE_PART) r.size = DECODE_PART;
   r.parts = (k_len + r.size - 1) / r.size;
   return r;
@@ -80,6 +90,8 @@ static decode_cut cut_decode(const attend_problem *p) {
   decode_cut c = {.rows = attend_group(p) * most_queries, .parts = 1, .pairs = p->batch * p->kv_heads};
   c.k_padded = round_up(p->head_dim, LANES);
   c.v_padded = round_up(p->v_dim, LANES);
+  for (int64_t rows = 1; rows <= c.rows; rows++)
+    if (rows * decode_s_row(rows) > c.scores) c.scores = rows * decode_s_row(rows);
   /* Room for the parts of any lengths up to these, of which shorter ones may have more. */
   for (int64_t queries = p->ragged_q ? 1 : most_queries; queries <= most_queries; queries++) {
     int64_t rows = attend_group(p) * queries, most = decode_most_parts(rows, c.v_padded);
@@ -99,24 +111,37 @@ static decode_cut cut_decode(const attend_problem *p) {
   return c;
 }
 
-/* Rows j0 … j0 + keys - 1 of K or V, and those to ask for, before `end`. */
-static void decode_load(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0, int keys, int64_t end,
-                        int64_t columns, attend_type type, bool direct, real *buffer, decode_block *b) {
-  int64_t size = (int64_t)attend_type_size(type), padded = round_up(columns, LANES);
-  b->type = direct ? type : REAL_TYPE;
-  for (int k = 0, most = (int)round_up(keys, LANES) + DECODE_AHEAD; k < most; k++) {
-    int64_t j = j0 + k < end ? j0 + k : end - 1;
-    int64_t index = is_value ? attend_value_row(s, j) : attend_key_row(s, j);
-    b->rows[k] = m->data + index * size;
-    if (direct || k >= keys) continue;
-    pack_row(buffer + k * padded, m->data, index, m->col, columns, padded, type);
-    b->rows[k] = (const char *)(buffer + k * padded);
-  }
-}
-
 /* Can whole vectors be read in place? 16-bit rows are worth converting once when many query rows read them. */
 static bool decode_direct(const attend_matrix *m, int64_t columns, attend_type type, int64_t rows) {
   return m->col == 1 && columns % LANES == 0 && (type == REAL_TYPE || rows <= DECODE_ROWS);
+}
+
+/* Are rows read in order? They must lie side by side, and be read whole: not where V's columns take several passes (D =
+ * 256: 20 ms instead of 12). With more rows of Q the products take longer than asking costs. */
+static bool decode_in_order(const attend_slice *s, const attend_matrix *m, int64_t columns, int rows) {
+  bool whole = columns % (DECODE_WIDE * LANES) == 0 && columns <= 2 * DECODE_WIDE * LANES;
+  return whole && rows <= DECODE_ROWS && m->row == columns && !s->pages.table;
+}
+
+/* Rows j0 … j0 + keys - 1 of K or V, and those to ask for, before `end`. */
+static void decode_load(const attend_slice *s, const attend_matrix *m, bool is_value, int64_t j0, int keys, int64_t end,
+                        int64_t columns, attend_type type, int rows, real *buffer, decode_rows *b) {
+  int64_t size = (int64_t)attend_type_size(type), padded = round_up(columns, LANES);
+  bool direct = decode_direct(m, columns, type, rows);
+  b->type = direct ? type : REAL_TYPE;
+  b->in_order = direct && decode_in_order(s, m, columns, rows);
+  if (b->in_order) {
+    b->row[0] = m->data + j0 * m->row * size;
+    return;
+  }
+  for (int k = 0, most = (int)round_up(keys, LANES) + DECODE_AHEAD; k < most; k++) {
+    int64_t j = j0 + k < end ? j0 + k : end - 1;
+    int64_t index = is_value ? attend_value_row(s, j) : attend_key_row(s, j);
+    b->row[k] = m->data + index * size;
+    if (direct || k >= keys) continue;
+    pack_row(buffer + k * padded, m->data, index, m->col, columns, padded, type);
+    b->row[k] = (const char *)(buffer + k * padded);
+  }
 }
 
 /* Keys first … last - 1; maximum, sum and O of each row are written. True if some pair may be hidden. */
@@ -136,22 +161,28 @@ static bool decode_part(const decode_context *d, const decode_scratch *w, int64_
   }
   if (first >= last) return false;
   memset(o, 0, (size_t)(rows * c->v_padded) * sizeof(real));
-  decode_block b;
-  bool k_direct = decode_direct(&s->k, p->head_dim, p->type, rows);
-  bool v_direct = decode_direct(&s->v, p->v_dim, p->type, rows);
-  for (int64_t j0 = first; j0 < last; j0 += DECODE_BLOCK) {
-    int keys = last - j0 < DECODE_BLOCK ? (int)(last - j0) : DECODE_BLOCK;
-    decode_load(s, &s->k, false, j0, keys, s->k_len, p->head_dim, p->type, k_direct, w->k, &b);
-    decode_scores(w->s, w->q, rows, c->k_padded, &b, keys);
+  int64_t block = decode_block(rows), s_row = decode_s_row(rows);
+  decode_rows b;
+  for (int64_t j0 = first; j0 < last; j0 += block) {
+    int keys = last - j0 < block ? (int)(last - j0) : (int)block;
+    for (int k = 0; k < keys; k += DECODE_CHUNK) {
+      int some = keys - k < DECODE_CHUNK ? keys - k : DECODE_CHUNK;
+      decode_load(s, &s->k, false, j0 + k, some, s->k_len, p->head_dim, p->type, rows, w->k, &b);
+      decode_scores(w->s + k, s_row, w->q, rows, c->k_padded, &b, some);
+    }
     for (int r = 0; r < rows; r++) {
       const attend_slice *head = w->slices + r / queries;
-      real *row = w->s + r * DECODE_BLOCK;
-      decode_passes(p, head, r % queries, j0, keys, row, careful ? w->visible + r * DECODE_BLOCK : NULL);
+      real *row = w->s + r * s_row;
+      decode_passes(p, head, r % queries, j0, keys, row, careful ? w->visible + r * s_row : NULL);
       w->rescale[r] = decode_softmax(row, keys, max + r, sum + r);
       if (p->dropout_threshold) decode_dropout(p, head, r % queries, j0, keys, row);
     }
-    decode_load(s, &s->v, true, j0, keys, s->k_len, p->v_dim, p->type, v_direct, w->v, &b);
-    decode_values(o, rows, c->v_padded, w->s, careful ? w->visible : NULL, w->rescale, &b, keys);
+    for (int k = 0; k < keys; k += DECODE_CHUNK) {
+      int some = keys - k < DECODE_CHUNK ? keys - k : DECODE_CHUNK;
+      decode_load(s, &s->v, true, j0 + k, some, s->k_len, p->v_dim, p->type, rows, w->v, &b);
+      decode_values(o, rows, c->v_padded, w->s + k, careful ? w->visible + k : NULL, s_row, k ? NULL : w->rescale, &b,
+                    some);
+    }
   }
   return hidden;
 }
@@ -253,7 +284,7 @@ bool ENTRY(forward_decode_plan)(const attend_kernel_row *row, const attend_probl
   decode_cut cut = cut_decode(p);
   int64_t items = cut.pairs * cut.parts;
   choice->tile_q = cut.rows;
-  choice->tile_k = DECODE_BLOCK;
+  choice->tile_k = decode_block(cut.rows);
   choice->splits = cut.parts;
   choice->threads = items < p->threads ? (items > 0 ? items : 1) : p->threads;
   choice->workspace_bytes = (size_t)(choice->threads * cut.scratch_bytes + cut.result_bytes);

@@ -1,25 +1,27 @@
 /* SPDX-License-Identifier: MIT */
-/* The products and passes of decoding: a few query rows (those of all heads that share a key head) against DECODE_BLOCK
- * keys that are read from memory once. Lanes = dimensions for both products, since there are too few queries to fill
- * lanes; scores then lie along the keys, S[row][key], which is how masks and biases lie in memory too. */
+/* The products and passes of decoding: a few query rows (those of all heads that share a key head) against keys that
+ * are read from memory once. Lanes = dimensions for both products, since there are too few queries to fill lanes;
+ * scores then lie along the keys, S[row][key], which is how masks and biases lie in memory too. */
 
 enum {
   DECODE_ROWS = LANES < 4 ? LANES : 4, /* the lanes of one sum are shared out over the rows */
-  DECODE_BLOCK = 64,
+  DECODE_BLOCK = 1024,                 /* the most keys of a softmax */
+  DECODE_CHUNK = 64,                   /* keys of one product */
   DECODE_WIDE = LANES >= 16 ? 4 : 2,
-  DECODE_CHUNK = 16, /* keys whose values stay in the first-level cache until all rows and columns have read them */
-  DECODE_AHEAD = 16  /* how many keys before its turn a row is asked for */
+  DECODE_AHEAD = 16 /* how many keys before its turn a row is asked for */
 };
 
-/* Rows of K or V of one block: of the tensor's type where it can be read in place, else packed as reals. */
-typedef struct decode_block {
-  const char *rows[DECODE_BLOCK + DECODE_AHEAD]; /* further ones only to ask for; past the end the last again */
+/* Rows of K or V of one chunk: of the tensor's type where it can be read in place, else packed as reals. */
+typedef struct decode_rows {
+  const char *row[DECODE_CHUNK + DECODE_AHEAD]; /* in_order: the first alone; else further ones to ask for */
+  bool in_order;                                /* side by side, and read like that */
   attend_type type;
-} decode_block;
+} decode_rows;
 
-/* Rows are asked for line by line between the products, in the order in which they lie in memory, whatever the order in
- * which products read them. On Zen 4 all of a row at once gave 14 GB/s: it leaves no line buffer to what is read now;
- * in the order of the products 9: no prefetcher of the hardware follows that. */
+/* How products read memory. In order, with as few loads as possible between a row and the next, they let the
+ * prefetchers of the hardware follow (Zen 4: 30 GB/s and more). Those do not follow rows with gaps, nor several rows
+ * side by side: such are asked for by software, line by line between the products, in the order in which they lie in
+ * memory (20 GB/s; all of a row at once gave 14: it leaves no line buffer to what is read now). */
 typedef struct decode_cursor {
   const char *const *row;
   int64_t byte, due; /* due: bytes not asked for yet, or asked for too early */
@@ -38,19 +40,18 @@ WORD void decode_ask(decode_cursor *a, int64_t row_bytes, int64_t bytes) {
   }
 }
 
-/* S[r][k … k + LANES / n) for n rows of Q, n a constant. */
-WORD void decode_scores_of(real *s, const real *q, int64_t columns, int n, const decode_block *b, int k, int keys,
-                           bool ask, attend_type type) {
+/* sum[r * group + i]: of n rows of Q and LANES / n keys from k on, n a constant; keys past the end are the last. */
+WORD void decode_sums(lanes sum[LANES], const real *q, int64_t columns, int n, const decode_rows *b, int k, int keys,
+                      bool ask, attend_type type) {
   enum { MOST = LANES };
   int group = LANES / n;
-  lanes sum[MOST];
   const char *row[MOST];
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) sum[i] = lanes_zero();
 #pragma GCC unroll 16
-  for (int i = 0; i < group; i++) row[i] = b->rows[k + i < keys ? k + i : keys - 1];
+  for (int i = 0; i < group; i++) row[i] = b->row[k + i < keys ? k + i : keys - 1];
   int64_t size = (int64_t)attend_type_size(type);
-  decode_cursor ahead = {b->rows + k + DECODE_AHEAD, 0, 0};
+  decode_cursor ahead = {b->row + k + DECODE_AHEAD, 0, 0};
   for (int64_t c = 0; c < columns; c += LANES) {
     if (ask) decode_ask(&ahead, columns * size, group * LANES * size);
     lanes y[DECODE_ROWS];
@@ -63,92 +64,158 @@ WORD void decode_scores_of(real *s, const real *q, int64_t columns, int n, const
       for (int r = 0; r < n; r++) sum[r * group + i] = lanes_fma(x, y[r], sum[r * group + i]);
     }
   }
-  real scores[LANES];
-  lanes_store(scores, lanes_sums(sum));
-#pragma GCC unroll 4
-  for (int r = 0; r < n; r++) memcpy(s + r * DECODE_BLOCK + k, scores + r * group, (size_t)group * sizeof(real));
 }
 
-/* Scores of all rows. The first pass over the block asks for what is ahead. */
-WORD void decode_scores_as(real *s, const real *q, int rows, int64_t columns, const decode_block *b, int keys,
-                           attend_type type) {
+/* The same, one key after the other. The loop over them must stay one: unrolled, gcc mixes the loads of several rows
+ * (11 GB/s instead of 32). */
+WORD void decode_sums_in_order(lanes sum[LANES], const real *q, int64_t columns, int n, const decode_rows *b, int k,
+                               int keys, attend_type type) {
+  int group = LANES / n;
+  int64_t size = (int64_t)attend_type_size(type);
+#pragma GCC unroll 1
+  for (int i = 0; i < group; i++) {
+    const char *row = b->row[0] + (k + i < keys ? k + i : keys - 1) * columns * size;
+    lanes part[DECODE_ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++) part[r] = lanes_zero();
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < columns; c += LANES) {
+      lanes x = lanes_load_type(row + c * size, LANES, type);
+#pragma GCC unroll 4
+      for (int r = 0; r < n; r++) part[r] = lanes_fma(x, lanes_load(q + r * columns + c), part[r]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++) sum[r * group + i] = part[r];
+  }
+}
+
+/* S[r][k] of n rows of Q, n a constant, and all keys of the chunk. */
+WORD void decode_scores_of(real *s, int64_t s_row, const real *q, int64_t columns, int n, const decode_rows *b,
+                           int keys, bool ask, bool in_order, attend_type type) {
+  int group = LANES / n;
+  for (int k = 0; k < keys; k += group) {
+    lanes sum[LANES];
+    real scores[LANES];
+    if (in_order)
+      decode_sums_in_order(sum, q, columns, n, b, k, keys, type);
+    else
+      decode_sums(sum, q, columns, n, b, k, keys, ask, type);
+    lanes_store(scores, lanes_sums(sum));
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++) memcpy(s + r * s_row + k, scores + r * group, (size_t)group * sizeof(real));
+  }
+}
+
+/* Scores of all rows. The first pass over the chunk asks for what is ahead. */
+WORD void decode_scores_as(real *s, int64_t s_row, const real *q, int rows, int64_t columns, const decode_rows *b,
+                           int keys, bool in_order, attend_type type) {
   int r = 0;
   for (; r + DECODE_ROWS <= rows; r += DECODE_ROWS)
-    for (int k = 0; k < keys; k += LANES / DECODE_ROWS)
-      decode_scores_of(s + r * DECODE_BLOCK, q + r * columns, columns, DECODE_ROWS, b, k, keys, r == 0, type);
+    decode_scores_of(s + r * s_row, s_row, q + r * columns, columns, DECODE_ROWS, b, keys, r == 0, in_order, type);
   for (; r < rows; r++)
-    for (int k = 0; k < keys; k += LANES)
-      decode_scores_of(s + r * DECODE_BLOCK, q + r * columns, columns, 1, b, k, keys, r == 0, type);
+    decode_scores_of(s + r * s_row, s_row, q + r * columns, columns, 1, b, keys, r == 0, in_order, type);
 }
-static void decode_scores(real *s, const real *q, int rows, int64_t columns, const decode_block *b, int keys) {
-  if (b->type == TYPE_F16)
-    decode_scores_as(s, q, rows, columns, b, keys, TYPE_F16);
-  else if (b->type == TYPE_BF16)
-    decode_scores_as(s, q, rows, columns, b, keys, TYPE_BF16);
-  else
-    decode_scores_as(s, q, rows, columns, b, keys, REAL_TYPE);
+static void decode_scores(real *s, int64_t s_row, const real *q, int rows, int64_t columns, const decode_rows *b,
+                          int keys) {
+#define WITH(type)                                                                                                     \
+  if (!b->in_order)                                                                                                    \
+    decode_scores_as(s, s_row, q, rows, columns, b, keys, false, type);                                                \
+  else if (columns == 8 * LANES)                                                                                       \
+    decode_scores_as(s, s_row, q, rows, 8 * LANES, b, keys, true, type);                                               \
+  else                                                                                                                 \
+    decode_scores_as(s, s_row, q, rows, columns, b, keys, true, type)
+  if (b->type == TYPE_F16) {
+    WITH(TYPE_F16);
+  } else if (b->type == TYPE_BF16) {
+    WITH(TYPE_BF16);
+  } else {
+    WITH(REAL_TYPE);
+  }
+#undef WITH
 }
 
 /* O[r][c …] = O * rescale[r] + sum over keys k0 … k1 - 1 of P[r][k] V[k][c …], n rows of `wide` vectors: constants.
- * `rescale` NULL: 1. */
-WORD void decode_values_of(real *o, int64_t columns, int64_t c, const real *p, const real *visible, int n, int wide,
-                           const real *rescale, const decode_block *b, int k0, int k1, decode_cursor *ahead,
-                           attend_type type) {
-  lanes sum[DECODE_ROWS][DECODE_WIDE];
+ * `rescale` NULL: 1. Key after key, so that the bits are the same whatever the keys at a time. */
+WORD void decode_values_of(real *o, int64_t columns, int64_t c, const real *p, const real *visible, int64_t s_row,
+                           int n, int wide, const real *rescale, const decode_rows *b, int k0, int k1,
+                           decode_cursor *ahead, bool in_order, attend_type type) {
+  lanes sum[DECODE_ROWS * DECODE_WIDE];
 #pragma GCC unroll 4
   for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; v++) sum[r][v] = lanes_zero();
+#pragma GCC unroll 8
+    for (int v = 0; v < wide; v++) {
+      lanes x = lanes_load(o + r * columns + c + v * LANES);
+      sum[r * wide + v] = rescale ? lanes_mul(x, lanes_set1(rescale[r])) : x;
+    }
   int64_t size = (int64_t)attend_type_size(type);
+#pragma GCC unroll 1
   for (int k = k0; k < k1; k++) {
+    const char *row = in_order ? b->row[0] + k * columns * size : b->row[k];
     if (ahead) decode_ask(ahead, columns * size, wide * LANES * size);
-    lanes y[DECODE_WIDE];
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; v++) y[v] = lanes_load_type(b->rows[k] + (c + v * LANES) * size, LANES, type);
+    lanes y[2 * DECODE_WIDE];
+#pragma GCC unroll 8
+    for (int v = 0; v < wide; v++) y[v] = lanes_load_type(row + (c + v * LANES) * size, LANES, type);
 #pragma GCC unroll 4
     for (int r = 0; r < n; r++) {
-      if (visible && visible[r * DECODE_BLOCK + k] == 0) continue;
-      lanes x = lanes_set1(p[r * DECODE_BLOCK + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < wide; v++) sum[r][v] = lanes_fma(x, y[v], sum[r][v]);
+      if (visible && visible[r * s_row + k] == 0) continue;
+      lanes x = lanes_set1(p[r * s_row + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < wide; v++) sum[r * wide + v] = lanes_fma(x, y[v], sum[r * wide + v]);
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < n; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < wide; v++) {
-      real *at = o + r * columns + c + v * LANES;
-      lanes_store(at, lanes_fma(lanes_load(at), lanes_set1(rescale ? rescale[r] : 1), sum[r][v]));
-    }
+#pragma GCC unroll 8
+    for (int v = 0; v < wide; v++) lanes_store(o + r * columns + c + v * LANES, sum[r * wide + v]);
 }
 
-WORD void decode_values_as(real *o, int rows, int64_t columns, const real *p, const real *visible, const real *rescale,
-                           const decode_block *b, int keys, attend_type type) {
-  for (int k0 = 0; k0 < keys; k0 += DECODE_CHUNK) {
-    int k1 = k0 + DECODE_CHUNK < keys ? k0 + DECODE_CHUNK : keys;
-    decode_cursor ahead = {b->rows + k0 + DECODE_AHEAD, 0, 0};
+/* Keys whose values stay in the first-level cache until all rows and columns have read them: few where the prefetchers
+ * of the hardware must not stand still for long, many where O's way to registers and back counts. */
+WORD int decode_values_chunk(int rows, bool in_order) { return in_order ? 8 : rows <= 4 * DECODE_ROWS ? 16 : 32; }
+
+/* In order: rows of V are read whole, hence by half as many rows of P at a time. */
+WORD void decode_values_as(real *o, int rows, int64_t columns, const real *p, const real *visible, int64_t s_row,
+                           const real *rescale, const decode_rows *b, int keys, bool in_order, attend_type type) {
+  int chunk = decode_values_chunk(rows, in_order);
+  for (int k0 = 0; k0 < keys; k0 += chunk) {
+    int k1 = k0 + chunk < keys ? k0 + chunk : keys;
+    decode_cursor ahead = {b->row + k0 + DECODE_AHEAD, 0, 0};
     int64_t c = 0;
 #define AT(n, wide)                                                                                                    \
-  decode_values_of(o + r * columns, columns, c, p + r * DECODE_BLOCK, visible ? visible + r * DECODE_BLOCK : NULL, n,  \
-                   wide, k0 ? NULL : rescale + r, b, k0, k1, r == 0 ? &ahead : NULL, type)
-    for (; c + DECODE_WIDE * LANES <= columns; c += DECODE_WIDE * LANES) {
-      int r = 0;
-      for (; r + DECODE_ROWS <= rows; r += DECODE_ROWS) AT(DECODE_ROWS, DECODE_WIDE);
-      for (; r < rows; r++) AT(1, DECODE_WIDE);
-    }
+  decode_values_of(o + r * columns, columns, c, p + r * s_row, visible ? visible + r * s_row : NULL, s_row, n, wide,   \
+                   k0 || !rescale ? NULL : rescale + r, b, k0, k1, r == 0 && !in_order ? &ahead : NULL, in_order,      \
+                   type)
+#define COLUMNS(n, wide)                                                                                               \
+  for (; c + (wide)*LANES <= columns; c += (wide)*LANES) {                                                             \
+    int r = 0;                                                                                                         \
+    for (; r + (n) <= rows; r += (n)) AT(n, wide);                                                                     \
+    for (; r < rows; r++) AT(1, wide);                                                                                 \
+  }
+    if (in_order) COLUMNS(DECODE_ROWS / 2, 2 * DECODE_WIDE)
+    COLUMNS(DECODE_ROWS, DECODE_WIDE)
     for (; c < columns; c += LANES)
       for (int r = 0; r < rows; r++) AT(1, 1);
+#undef COLUMNS
 #undef AT
   }
 }
-static void decode_values(real *o, int rows, int64_t columns, const real *p, const real *visible, const real *rescale,
-                          const decode_block *b, int keys) {
-  if (b->type == TYPE_F16)
-    decode_values_as(o, rows, columns, p, visible, rescale, b, keys, TYPE_F16);
-  else if (b->type == TYPE_BF16)
-    decode_values_as(o, rows, columns, p, visible, rescale, b, keys, TYPE_BF16);
-  else
-    decode_values_as(o, rows, columns, p, visible, rescale, b, keys, REAL_TYPE);
+static void decode_values(real *o, int rows, int64_t columns, const real *p, const real *visible, int64_t s_row,
+                          const real *rescale, const decode_rows *b, int keys) {
+#define WITH(type)                                                                                                     \
+  if (!b->in_order)                                                                                                    \
+    decode_values_as(o, rows, columns, p, visible, s_row, rescale, b, keys, false, type);                              \
+  else if (columns == 8 * LANES)                                                                                       \
+    decode_values_as(o, rows, 8 * LANES, p, visible, s_row, rescale, b, keys, true, type);                             \
+  else                                                                                                                 \
+    decode_values_as(o, rows, columns, p, visible, s_row, rescale, b, keys, true, type)
+  if (b->type == TYPE_F16) {
+    WITH(TYPE_F16);
+  } else if (b->type == TYPE_BF16) {
+    WITH(TYPE_BF16);
+  } else {
+    WITH(REAL_TYPE);
+  }
+#undef WITH
 }
 
 static void decode_hide(real *s, real *visible, int k) {
