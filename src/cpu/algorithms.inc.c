@@ -22,6 +22,8 @@
 #include "cpu/short_ones.inc.c"
 #include "cpu/short_products.inc.c"
 #include "cpu/short_blocks.inc.c"
+#include "cpu/short_forward_pairs.inc.c"
+#include "cpu/short_plain.inc.c"
 #include "cpu/short_forward.inc.c"
 #if TILE_TERMS == 1 /* with words of two elements there is only this: the rest runs on multiply-adds */
 #include "cpu/short_gradient_blocks.inc.c"

@@ -19,7 +19,8 @@ typedef struct short_block {
   int first, last;             /* keys that some query of it sees; the first a multiple of SHORT_BLOCK */
   int all_first, all_last;     /* keys that all do */
   bool stairs;                 /* each query sees one key more than the one before: those of the last tile */
-  int at;                      /* where its scores begin */
+  bool hides;                  /* from some query a key that another sees, but for those stairs leave out */
+  int at, tiles;               /* where its scores begin, and how many */
   real from[LANES], to[LANES]; /* tiles that begin at a key in [from, to) have this lane visible */
 } short_block;
 
@@ -27,11 +28,6 @@ typedef struct short_blocks {
   short_block block[SHORT_BLOCKS];
   int count, tiles;
 } short_blocks;
-
-static int short_block_tiles(const short_block *b) {
-  int keys = LANES / b->rows;
-  return (b->last - b->first + keys - 1) / keys;
-}
 
 static void short_blocks_make(const short_ranges *range, int queries, short_blocks *x) {
   int at = 0, rows;
@@ -46,12 +42,13 @@ static void short_blocks_make(const short_ranges *range, int queries, short_bloc
     b->stairs = rows == SHORT_BLOCK && rows == keys && b->first == b->all_first && b->last > b->first &&
                 (b->last - b->first) % keys == 0;
     for (int r = 0; r < rows; r++) b->stairs &= range->last_key[i + r] == b->last - keys + 1 + r;
+    b->hides = !b->stairs && (b->first < b->all_first || b->all_last < b->last);
     for (int l = 0; l < LANES; l++) {
       b->from[l] = (real)(range->first_key[i + l % rows] - l / rows);
       b->to[l] = (real)(range->last_key[i + l % rows] - l / rows);
     }
-    b->at = at;
-    at += short_block_tiles(b) * LANES, x->tiles += short_block_tiles(b) + 1;
+    b->at = at, b->tiles = (b->last - b->first + keys - 1) / keys;
+    at += b->tiles * LANES, x->tiles += b->tiles + 1;
   }
 }
 
@@ -125,7 +122,7 @@ WORD lane_mask short_block_hidden(const short_block *b, int key) {
  * in halves, so that all of them have the same sum. */
 WORD void short_block_softmax(const short_block *b, real *s, int tiles, int rows, real *lse, int64_t step) {
   lanes minus_infinity = lanes_set1(-(real)INFINITY), m = minus_infinity, l = lanes_zero(), x[4];
-  int keys = LANES / rows, count = tiles ? tiles : short_block_tiles(b);
+  int keys = LANES / rows, count = tiles ? tiles : b->tiles;
 #pragma GCC unroll 4
   for (int t = 0; t < count; t++) {
     int key = b->first + t * keys;
@@ -167,7 +164,7 @@ static void short_blocks_softmax(const short_blocks *x, real *s, real *lse, int6
   for (int n = 0; n < x->count; n++) {
     const short_block *b = &x->block[n];
     real *at = s + b->at;
-    int tiles = short_block_tiles(b);
+    const int tiles = b->tiles;
     if (b->rows == 1 && tiles == 1)
       short_block_softmax(b, at, 1, 1, lse, step);
     else if (b->rows == 1)
@@ -191,52 +188,129 @@ static void short_blocks_softmax(const short_blocks *x, real *s, real *lse, int6
 
 /* ---- Values ---- */
 
-/* A block's queries one by one, each with the keys that it sees only: to others 0 times NaN or Inf would not be 0. */
-static void short_block_values_apart(const short_block *b, short_product *t, const int *first, const int *last,
-                                     attend_type type) {
-  t->rows = 1, t->finite = NULL;
-  for (int r = 0; r < b->rows; r++) {
-    const int own_first = first[b->query + r] - b->first, own_last = last[b->query + r] - b->first;
-    t->first = &own_first, t->last = &own_last;
-    short_multiply(t, type);
-    t->a++, t->out.data += t->out.row * (int64_t)attend_type_size(type);
+/* Rows of O and of V, which is padded to whole vectors, of the same type. */
+typedef struct short_values {
+  vector_rows v;
+  char *out;
+  int64_t step, columns; /* bytes from row to row of O */
+  bool stream;           /* whole lines past the cache */
+} short_values;
+
+/* Sums of n rows as they are stored, `vectors` of them from `to` on. */
+WORD void short_values_store(char *to, int64_t step, lanes sum[SHORT_PRODUCT_ROWS][8], int n, int vectors, bool stream,
+                             attend_type type) {
+  const int parts = short_parts(type);
+#pragma GCC unroll 4
+  for (int r = 0; r < n; r++, to += step)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v += parts) {
+      char *at = to + v / parts * (int)sizeof(lanes);
+      if (parts == 2 && stream)
+        lanes_stream_pair(at, sum[r] + v, type);
+      else if (parts == 2)
+        lanes_store_pair(at, sum[r] + v, type);
+      else if (stream)
+        lanes_stream((real *)(void *)at, sum[r][v]);
+      else
+        lanes_store((real *)(void *)at, sum[r][v]);
+    }
+}
+
+/* The same where only `count` elements are of the row, and the others of the next, or of nobody. */
+WORD void short_values_store_first(char *to, int64_t step, lanes sum[SHORT_PRODUCT_ROWS][8], int n, int vectors,
+                                   int count, attend_type type) {
+#pragma GCC unroll 4
+  for (int r = 0; r < n; r++, to += step) {
+    if (type == TYPE_BF16) {
+      real copy[4 * LANES];
+      short_values_store((char *)copy, 0, &sum[r], 1, vectors, false, type);
+      memcpy(to, copy, (size_t)count * attend_type_size(type));
+    } else
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++)
+        if (count > v * LANES)
+          lanes_store_type((real *)(void *)to + v * LANES, sum[r][v], count - v * LANES, REAL_TYPE);
   }
 }
 
-/* In place: a copy would be read in wider parts than it was just written in, for which the core waits (20 to 50 ns a
- * pair). */
-WORD void short_blocks_values_as(const short_blocks *x, short_product *t, attend_type type) {
-  const real *a = t->a;
-  const char *rows = t->x.rows;
-  char *out = t->out.data;
-  const int *first = t->first, *last = t->last;
-  for (int n = 0; n < x->count; n++) {
-    const short_block *b = &x->block[n];
-    const int keys = b->last - b->first, none[SHORT_BLOCK] = {0}, all[4] = {keys, keys, keys, keys};
-    const bool hides = !b->stairs && (b->first != b->all_first || b->last != b->all_last);
-    bool finite = true;
-    t->a = a + b->at, t->a_step = b->rows * TILE_TERMS, t->first = none, t->last = all;
-    t->x.rows = rows + b->first * t->x.step;
-    t->out.data = out + b->query * t->out.row * (int64_t)attend_type_size(type);
-    t->finite = hides ? &finite : NULL;
-    if (b->stairs)
-      short_product_rows(t, 0, SHORT_BLOCK, false, true, type);
-    else if (b->rows == SHORT_BLOCK)
-      short_product_rows(t, 0, SHORT_BLOCK, false, false, type);
-    else if (b->rows == 2)
-      short_product_rows(t, 0, 2, false, false, type);
-    else
-      short_product_rows(t, 0, 1, false, false, type);
-    if (!finite) short_block_values_apart(b, t, first, last, type);
-  }
-}
-
-/* The product P V, as `t` says, but for where P lies and which terms the rows of a block have. */
-static void short_blocks_values(const short_blocks *x, short_product *t, attend_type type) {
-  if (short_type(type) == TYPE_F16)
-    short_blocks_values_as(x, t, TYPE_F16);
-  else if (short_type(type) == TYPE_BF16)
-    short_blocks_values_as(x, t, TYPE_BF16);
+/* `vectors` columns of O of n queries, from where `v` and `out` are on, of which `left` exist. False if something
+ * `hides` and not all values were finite. */
+WORD bool short_values_tile(const short_values *t, const real *p, int p_step, const char *v, int keys, bool half,
+                            char *out, int64_t left, int n, int vectors, bool stairs, bool hides, attend_type type) {
+  lanes sum[SHORT_PRODUCT_ROWS][8];
+  short_product_sums(sum, p, 1, p_step, v, t->v.step, keys, half, n, vectors, false, stairs, type);
+  if (left < vectors * LANES)
+    short_values_store_first(out, t->step, sum, n, vectors, (int)left, type);
+  else if (t->stream)
+    short_values_store(out, t->step, sum, n, vectors, true, type);
   else
-    short_blocks_values_as(x, t, REAL_TYPE);
+    short_values_store(out, t->step, sum, n, vectors, false, type);
+  return stairs || !hides || short_product_finite(sum, vectors);
+}
+
+/* O of n queries from `query` on, a constant, with `keys` from `first` on, if `stairs`, a constant, as
+ * short_product_sums says; P of a word begins p_step behind that of the one before. False if something `hides` and not
+ * all values were finite. */
+WORD bool short_values_rows(const short_values *t, const real *p, int p_step, int query, int n, int first, int keys,
+                            bool half, bool stairs, bool hides, attend_type type) {
+  const char *v = t->v.rows + first * t->v.step;
+  char *out = t->out + query * t->step;
+  bool finite = true;
+  int64_t left = t->columns, padded = short_padded(left, type);
+#define TILES(vectors)                                                                                                 \
+  for (; vectors >= short_parts(type) && padded >= vectors * LANES;                                                    \
+       padded -= vectors * LANES, left -= vectors * LANES) {                                                           \
+    finite &= short_values_tile(t, p, p_step, v, keys, half, out, left, n, vectors, stairs, hides, type);              \
+    v += vectors / short_parts(type) * (int)sizeof(lanes), out += vectors / short_parts(type) * (int)sizeof(lanes);    \
+  }
+  TILES(4)
+  TILES(2)
+  TILES(1)
+#undef TILES
+  return finite;
+}
+
+WORD bool short_blocks_values_as(const short_blocks *x, const real *s, const short_values *t, short_ahead *ahead,
+                                 attend_type type) {
+  bool finite = true;
+  for (int i = 0; i < x->count; i++) {
+    const short_block *b = &x->block[i];
+    const int keys = b->last - b->first;
+    const real *p = s + b->at;
+#define ROWS(n, stairs)                                                                                                \
+  short_values_rows(t, p, (n)*TILE_TERMS, b->query, n, b->first, keys, false, stairs, b->hides, type)
+    if (b->stairs)
+      ROWS(SHORT_BLOCK, true);
+    else if (b->rows == SHORT_BLOCK)
+      finite &= ROWS(SHORT_BLOCK, false);
+    else if (b->rows == 2)
+      finite &= ROWS(2, false);
+    else
+      finite &= ROWS(1, false);
+#undef ROWS
+    short_ahead_rows(ahead, ahead->pace);
+  }
+  return finite;
+}
+/* The product P V. False if V holds NaN or Inf that may belong to a hidden pair. */
+static bool short_blocks_values(const short_blocks *x, const real *s, const short_values *t, short_ahead *ahead) {
+  if (short_type(t->v.type) == TYPE_BF16) return short_blocks_values_as(x, s, t, ahead, TYPE_BF16);
+  return short_blocks_values_as(x, s, t, ahead, REAL_TYPE);
+}
+
+/* The same, queries one by one, each with the keys that it sees only: to others 0 times NaN or Inf would not be 0. */
+static void short_blocks_values_apart(const short_blocks *x, const real *s, const short_values *t,
+                                      const short_ranges *range) {
+  for (int i = 0; i < x->count; i++) {
+    const short_block *b = &x->block[i];
+    for (int query = b->query; query < b->query + b->rows; query++) {
+      const int first = range->first_key[query], keys = range->last_key[query] - first, step = b->rows * TILE_TERMS;
+      const int half = (first - b->first) % TILE_TERMS, from = first - half;
+      const real *p = s + b->at + (from - b->first) * b->rows + query - b->query;
+      if (short_type(t->v.type) == TYPE_BF16)
+        short_values_rows(t, p, step, query, 1, from, keys, half && keys > 0, false, false, TYPE_BF16);
+      else
+        short_values_rows(t, p, step, query, 1, from, keys, half && keys > 0, false, false, REAL_TYPE);
+    }
+  }
 }

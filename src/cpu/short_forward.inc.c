@@ -1,52 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Forward on short sequences: short.inc.c says how. An item of work is SHORT_PAIRS pairs (sequence, head); while one is
- * computed the next is asked for. */
-
-typedef struct short_forward_context {
-  const attend_problem *problem;
-  const attend_choice *choice;
-  const attend_operands *operands;
-  char *workspace;
-  size_t bytes_per_worker;
-  int64_t group; /* query heads that share keys */
-  int together;  /* pairs that go through each step together, at most */
-  bool stream, stays, options, in_blocks;
-} short_forward_context;
-
-typedef struct short_forward_scratch {
-  real *s, *visible, *q, *k, *v; /* [2][SHORT_MAX + 1][SHORT_MAX]: of all pairs of a step, or of two pairs;
-                                    [SHORT_MAX][SHORT_MAX]; [SHORT_MAX][padded] */
-} short_forward_scratch;
-
-/* One (sequence, head). */
-typedef struct short_forward_pair {
-  const short_shape *shape;
-  const short_blocks *blocks;
-  attend_matrix q, k, v, out;
-  real *s, *lse; /* lse NULL: not wanted */
-  int64_t b, h;
-  real factor[SHORT_MAX];
-} short_forward_pair;
-
-static short_forward_scratch short_forward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
-  short_forward_scratch w;
-  w.s = take(base, used, 2 * (SHORT_MAX + 1) * SHORT_MAX);
-  w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
-  w.q = take(base, used, SHORT_MAX * short_padded(p->head_dim, p->type));
-  w.k = take(base, used, SHORT_MAX * short_padded(p->head_dim, p->type));
-  w.v = take(base, used, SHORT_MAX * short_padded(p->v_dim, p->type));
-  return w;
-}
-
-static void short_forward_pair_at(const short_forward_context *f, int64_t b, int64_t h, short_forward_pair *x) {
-  const attend_problem *p = f->problem;
-  x->b = b, x->h = h;
-  x->q = short_matrix(p, f->operands, OPERAND_Q, b, h);
-  x->k = short_matrix(p, f->operands, OPERAND_K, b, h / f->group);
-  x->v = short_matrix(p, f->operands, OPERAND_V, b, h / f->group);
-  x->out = short_matrix(p, f->operands, OPERAND_OUT, b, h);
-  x->lse = (real *)(void *)short_matrix(p, f->operands, OPERAND_LSE, b, h).data;
-}
+/* Forward on short sequences with options, as short.inc.c says, and on pairs of one query and one key. */
 
 /* P = 2^(S - max) in place over `keys` rows; factor[i] = scale / sum, 0 where nothing is seen; lse in base e. */
 static void short_softmax(real *s, int width, int keys, real sink, real scale, real *factor, real *lse) {
@@ -64,19 +17,6 @@ static void short_softmax(real *s, int width, int keys, real sink, real scale, r
     lanes_store(factor + v, lanes_select(lanes_equal(l, lanes_zero()), lanes_zero(), ratio));
     if (lse) lanes_store(lse + v, lanes_mul(lanes_set1((real)LN_2), lanes_add(m, lanes_log2(l))));
   }
-}
-
-static void short_forward_scores(const short_forward_context *f, const short_forward_pair *x,
-                                 const short_forward_scratch *w, short_ahead *ahead) {
-  const attend_problem *p = f->problem;
-  const attend_slice *s = &x->shape->slice;
-  vector_rows q = short_rows(&x->q, (int)s->q_len, p->head_dim, p->type, w->q);
-  vector_rows k = short_key_rows(s, &x->k, false, p->head_dim, p->type, w->k);
-  if (SHORT_ONLY_IN_BLOCKS || f->in_blocks)
-    short_blocks_scores(x->blocks, x->s, &q, &k, p->head_dim, score_factor(p), ahead);
-  else
-    short_scores(x->s, (int)round_up(s->q_len, LANES), &q, (int)s->q_len, &k, &x->shape->range, p->head_dim,
-                 score_factor(p), ahead);
 }
 
 /* From scores to P, in place. */
@@ -102,8 +42,17 @@ static void short_forward_probabilities(const short_forward_context *f, short_fo
     for (int i = 0; x->lse && i < queries; i++) x->lse[i * step] = lse[i];
 }
 
-/* False if V holds NaN or Inf that may belong to a hidden pair: then 0 * V is not 0, and `visible` must be given.
- * Blocks see to that themselves. */
+static void short_forward_scores(const short_forward_context *f, const short_forward_pair *x,
+                                 const short_forward_scratch *w, short_ahead *ahead) {
+  const attend_problem *p = f->problem;
+  const attend_slice *s = &x->shape->slice;
+  const vector_rows q = short_forward_rows(f, s, OPERAND_Q, &f->q, x->q, w->q);
+  const vector_rows k = short_forward_rows(f, s, OPERAND_K, &f->k, x->k, w->k);
+  short_scores(x->s, (int)round_up(s->q_len, LANES), &q, (int)s->q_len, &k, &x->shape->range, p->head_dim,
+               score_factor(p), ahead);
+}
+
+/* False if V holds NaN or Inf that may belong to a hidden pair: then 0 * V is not 0, and `visible` must be given. */
 static bool short_forward_values(const short_forward_context *f, const short_forward_pair *x, const real *visible,
                                  const short_forward_scratch *w, short_ahead *ahead) {
   const attend_problem *p = f->problem;
@@ -112,20 +61,17 @@ static bool short_forward_values(const short_forward_context *f, const short_for
   short_product o = {.a = x->s,
                      .visible = visible,
                      .a_step = round_up(s->q_len, LANES),
-                     .x = short_key_rows(s, &x->v, true, p->v_dim, p->type, w->v),
+                     .x = short_forward_rows(f, s, OPERAND_V, &f->v, x->v, w->v),
                      .rows = (int)s->q_len,
                      .first = x->shape->range.first_key,
                      .last = x->shape->range.last_key,
                      .columns = p->v_dim,
-                     .factor = f->in_blocks ? NULL : x->factor,
-                     .out = x->out,
+                     .factor = x->factor,
+                     .out = short_forward_matrix(f, OPERAND_OUT, x->out),
                      .stream = f->stream,
-                     .finite = visible || f->in_blocks ? NULL : &finite,
+                     .finite = visible ? NULL : &finite,
                      .ahead = ahead};
-  if (SHORT_ONLY_IN_BLOCKS || f->in_blocks)
-    short_blocks_values(x->blocks, &o, p->type);
-  else
-    short_multiply(&o, p->type);
+  short_multiply(&o, p->type);
   return finite;
 }
 
@@ -137,98 +83,20 @@ static void short_forward_careful(const short_forward_context *f, short_forward_
   short_forward_values(f, x, w->visible, w, ahead);
 }
 
-/* Asks for rows of a pair ahead. Where they follow each other the core asks for the next by itself, and to do so as
- * well is in its way; but it stops at the end of a page of 4 KB, so that larger pairs gain (16 keys: 837 to 735 ns a
- * pair of f32, 587 to 715 of bf16, which is half as long). */
-static void short_forward_ask(const short_forward_context *f, short_ahead *ahead, const attend_matrix *m, int64_t rows,
-                              int64_t columns) {
-  attend_type type = f->problem->type;
-  bool adjacent = m->row == columns && m->col == 1, large = rows * columns * (int64_t)attend_type_size(type) > 2048;
-  if (f->in_blocks ? f->stays || (adjacent && !large) : f->stream && adjacent) return;
-  short_ahead_add(ahead, m, rows, columns, type);
-}
-
 /* The next pairs that go through each step together. */
-static int short_forward_next(const short_forward_context *f, short_walk *walk, const short_forward_scratch *w,
-                              short_forward_pair *x, short_ahead *ahead) {
-  const attend_problem *p = f->problem;
-  const short_shape *shape = NULL;
-  int64_t scores = 0, used = 0;
+static int short_forward_batch(const short_forward_context *f, short_walk *walk, const short_forward_scratch *w,
+                               short_forward_pair *x, short_ahead *ahead) {
+  int64_t scores = 0, own = 0, used = 0;
   int count = 0;
-  while (count < f->together && walk->left > 0) {
-    if (!shape && !(shape = short_walk_shape(p, f->operands, f->choice, walk))) {
-      walk->left -= p->heads - walk->h;
-      walk->h = 0, walk->b++;
-      continue;
-    }
-    int64_t keys = shape->slice.k_len, queries = shape->slice.q_len, width = round_up(queries, LANES);
-    if (count > 0 && scores + keys * width > SHORT_SCORES) break;
-    short_forward_pair *y = &x[count++];
-    short_forward_pair_at(f, walk->b, walk->h, y);
-    y->shape = shape;
+  for (; count < f->together && (count == 0 || scores + own <= SHORT_SCORES); count++) {
+    short_forward_pair *y = &x[count];
+    if (!short_forward_next(f, walk, count > 0 ? y - 1 : NULL, y, ahead)) break;
+    const int64_t keys = y->shape->slice.k_len, width = round_up(y->shape->slice.q_len, LANES);
     y->s = w->s + used;
-    scores += keys * width, used += (keys + 1) * width;
-    bool own_keys = walk->h % f->group == 0 && !p->paged;
-    short_forward_ask(f, ahead, &y->q, queries, p->head_dim);
-    if (own_keys) short_forward_ask(f, ahead, &y->k, keys, p->head_dim);
-    if (own_keys) short_forward_ask(f, ahead, &y->v, keys, p->v_dim);
-    if (f->stream) short_ahead_ends(ahead, y->out, queries, p->v_dim, p->type);
-    walk->left--;
-    if (++walk->h == p->heads) walk->h = 0, walk->b++, shape = NULL;
+    own = keys * width, scores += own, used += own + width;
   }
   return count;
 }
-
-static void short_forward_begin(const short_forward_context *f, int64_t index, short_walk *walk) {
-  int64_t at = index * SHORT_PAIRS, heads = f->problem->heads, pairs = f->problem->batch * heads;
-  walk->b = at / heads, walk->h = at % heads, walk->shape = -1;
-  walk->left = pairs - at < SHORT_PAIRS ? pairs - at : SHORT_PAIRS;
-}
-
-/* ---- Without options: in blocks ---- */
-
-/* Pairs whose rows are asked for, whose scores are taken and whose values. */
-enum { SHORT_RING = SHORT_LEAD + 2 };
-
-/* A pair's values come after the next one's scores: the softmax in between has time, and stores past the cache never
- * follow each other for longer than the core's queue of them. */
-static void short_plain_item(void *context, int worker, int64_t index) {
-  const short_forward_context *f = context;
-  const attend_problem *p = f->problem;
-  int64_t used = 0;
-  short_forward_scratch w = short_forward_scratch_at(p, f->workspace + (size_t)worker * f->bytes_per_worker, &used);
-  short_walk walk;
-  short_forward_pair ring[SHORT_RING];
-  short_blocks blocks[SHORT_RING];
-  const short_shape *last = NULL;
-  short_forward_begin(f, index, &walk);
-  int made = 0;
-  for (int n = 0, count = SHORT_PAIRS; n <= count + SHORT_LEAD; n++) {
-    short_ahead ahead;
-    ahead.parts = ahead.now = ahead.rows = 0, ahead.second = true; /* in [B,N,H,D] 817 ns, not 1430, at 16 keys */
-    short_forward_pair *next = &ring[n % SHORT_RING];
-    if (n < count && short_forward_next(f, &walk, &w, next, &ahead)) {
-      if (next->shape != last) {
-        last = next->shape;
-        made = (made + 1) % SHORT_RING;
-        short_blocks_make(&last->range, (int)last->slice.q_len, &blocks[made]);
-      }
-      next->blocks = &blocks[made];
-      next->s += n % 2 * (SHORT_MAX + 1) * SHORT_MAX;
-    } else if (n < count)
-      count = n;
-    short_forward_pair *scores = &ring[(n + 2) % SHORT_RING], *values = &ring[(n + 1) % SHORT_RING];
-    const bool has_scores = n >= SHORT_LEAD && n < count + SHORT_LEAD;
-    ahead.pace = has_scores ? 1 + ahead.rows / scores->blocks->tiles : 0;
-    if (has_scores) short_forward_scores(f, scores, &w, &ahead);
-    if (n > SHORT_LEAD) short_forward_values(f, values, NULL, &w, &ahead);
-    if (has_scores) short_blocks_softmax(scores->blocks, scores->s, scores->lse, p->layout[OPERAND_LSE].row);
-    short_ahead_rows(&ahead, 4 * SHORT_MAX);
-  }
-  if (f->stream) lanes_stream_end();
-}
-
-/* ---- With options ---- */
 
 static void short_forward_item(void *context, int worker, int64_t index) {
   const short_forward_context *f = context;
@@ -241,7 +109,7 @@ static void short_forward_item(void *context, int worker, int64_t index) {
   for (int now = 0, count = 0, next = 1; next; now ^= 1, count = next) {
     short_ahead ahead;
     ahead.parts = ahead.now = ahead.rows = 0, ahead.second = false;
-    next = short_forward_next(f, &walk, &w, x[now ^ 1], &ahead);
+    next = short_forward_batch(f, &walk, &w, x[now ^ 1], &ahead);
     int tiles = 1;
     for (int n = 0; n < count; n++) tiles += short_tiles(p, &x[now][n].shape->slice, 1, 1);
     ahead.pace = 1 + ahead.rows / tiles;
@@ -321,18 +189,19 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                              .group = p->heads / p->kv_heads,
                              .options = choice->own[SHORT_OWN_OPTIONS],
-                             .stays = choice->own[SHORT_OWN_STAYS],
                              .in_blocks = SHORT_IN_BLOCKS && !choice->own[SHORT_OWN_OPTIONS] && p->softcap == 0,
                              .stream = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_OUT)};
   int64_t items = (p->batch * p->heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
+  if (!SHORT_ONLY_IN_BLOCKS && choice->own[SHORT_OWN_ONES]) {
+    attend_for_each(services, (int)choice->threads, items, short_forward_ones, &f);
+    return ATTEND_OK;
+  }
+  f.q = short_operand_at(&f, OPERAND_Q, p->head_dim), f.k = short_operand_at(&f, OPERAND_K, p->head_dim);
+  f.v = short_operand_at(&f, OPERAND_V, p->v_dim), f.out = short_operand_at(&f, OPERAND_OUT, p->v_dim);
   /* One at a time where O is stored past the cache: rows of O that follow each other for longer than the core's queue
    * of stores make everything wait. */
   f.together = f.in_blocks || f.stream ? 1 : SHORT_BATCH;
-  if (SHORT_ONLY_IN_BLOCKS)
-    attend_for_each(services, (int)choice->threads, items, short_plain_item, &f);
-  else if (choice->own[SHORT_OWN_ONES])
-    attend_for_each(services, (int)choice->threads, items, short_forward_ones, &f);
-  else if (f.in_blocks)
+  if (SHORT_ONLY_IN_BLOCKS || f.in_blocks)
     attend_for_each(services, (int)choice->threads, items, short_plain_item, &f);
   else
     attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);

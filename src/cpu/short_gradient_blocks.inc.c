@@ -22,7 +22,7 @@ WORD void short_block_store(real *to, int width, int key, int last, lanes x, int
 WORD lanes short_block_gradient(const short_block *b, int n, int constant, real *s, real *dp, real *p, real *ds,
                                 int width, lanes scale) {
   const lanes minus_infinity = lanes_set1(-(real)INFINITY);
-  const int keys = LANES / n, tiles = constant ? constant : short_block_tiles(b);
+  const int keys = LANES / n, tiles = constant ? constant : b->tiles;
   const int last = (int)round_up(b->last, SHORT_BLOCK);
   lanes max = minus_infinity, sum = lanes_zero(), delta = lanes_zero(), check = lanes_zero(), x[4];
 #pragma GCC unroll 4
@@ -76,7 +76,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, real 
 }
 WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, real *dp, real *p, real *ds, int width,
                                    lanes scale) {
-  const int tiles = short_block_tiles(b);
+  const int tiles = b->tiles;
   s += b->at, dp += b->at;
   if (tiles == 1) return short_block_gradient(b, n, 1, s, dp, p, ds, width, scale);
   if (n == SHORT_BLOCK && tiles == 2) return short_block_gradient(b, n, 2, s, dp, p, ds, width, scale);

@@ -3,19 +3,22 @@
 
 /* ---- Rows past the cache ---- */
 
-/* Two vectors of a row of `bytes` that does not begin where a line does, as those of malloc's large arrays: its whole
- * lines go past the cache in parts, the others, which hold ends of other rows, through it. */
-static void short_stream_parts(char *to, const lanes x[2], const char *row, int64_t bytes, attend_type type) {
+/* `count` bytes to somewhere in a row of `bytes` that does not begin where a line does, as those of malloc's large
+ * arrays: the row's whole lines go past the cache in parts, the others, which hold ends of other rows, through it. */
+WORD void short_stream_parts(char *to, const char *from, int count, const char *row, int64_t bytes) {
   const uintptr_t first = ((uintptr_t)row + 63) & ~(uintptr_t)63,
                   last = ((uintptr_t)row + (uintptr_t)bytes) & ~(uintptr_t)63;
+#pragma GCC unroll 8
+  for (int at = 0; at < count; at += (int)sizeof(stream_part))
+    if ((uintptr_t)to + (uintptr_t)at >= first && (uintptr_t)to + (uintptr_t)at < last)
+      lanes_stream_part(to + at, from + at);
+    else
+      memcpy(to + at, from + at, sizeof(stream_part));
+}
+static void short_stream_two(char *to, const lanes x[2], const char *row, int64_t bytes, attend_type type) {
   char pair[2 * sizeof(lanes)];
   lanes_store_pair(pair, x, type);
-#pragma GCC unroll 8
-  for (int at = 0; at < (int)(2 * LANES * attend_type_size(type)); at += (int)sizeof(stream_part))
-    if ((uintptr_t)to + (uintptr_t)at >= first && (uintptr_t)to + (uintptr_t)at < last)
-      lanes_stream_part(to + at, pair + at);
-    else
-      memcpy(to + at, pair + at, sizeof(stream_part));
+  short_stream_parts(to, pair, (int)(2 * LANES * attend_type_size(type)), row, bytes);
 }
 
 /* Two vectors from column c on of a row of `columns`. */
@@ -26,13 +29,12 @@ WORD void short_stream(char *row, int64_t c, const lanes x[2], int64_t columns, 
     return;
   }
   const lanes copy[2] = {x[0], x[1]}; /* x itself, a tile's sums, would go to memory for the call */
-  short_stream_parts(row + c * size, copy, row, columns * size, type);
+  short_stream_two(row + c * size, copy, row, columns * size, type);
 }
 
 /* ---- Products ---- */
 
-/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). With words of two elements A is of words, t
- * counts them, and each meets two rows of x. */
+/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). */
 typedef struct short_product {
   const real *a, *visible; /* visible: indexed like a; where it is 0 the term is left out. NULL: all count */
   int64_t a_step;
@@ -109,27 +111,15 @@ WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, in
   }
 }
 
-/* What the tiles of some rows share. */
-typedef struct short_product_part {
-  int row, terms;
-  bool half; /* the first word is of one term, its second */
-  const real *a;
-  const char *x;         /* their first term */
-  char *out;             /* their first row */
-  int64_t step, columns; /* of out, in bytes; those that are just to be stored in whole vectors */
-} short_product_part;
-
-/* n rows, `vectors` from column c on, whether A's terms of a row are `along` it in memory (else those of a term are),
- * whether n terms are `stairs`: all constants. Stairs are the last terms, term i of row i and later ones; or `along`,
- * the first, term i of rows up to i. Rows share what they load; eight sums are enough to wait for none. */
-WORD void short_product_tile(const short_product *t, const short_product_part *part, int n, int64_t c, int vectors,
-                             bool along, bool stairs, attend_type type) {
-  const attend_type as = short_row_type(type);
+/* sum[r][v] = A x over `terms` of n rows, a constant, whether n terms are `stairs`, a constant: the last ones, term i
+ * of row i and later ones; or, where rows of A lie `along` in memory, the first, term i of rows up to i. Words of two
+ * elements are of two terms, rows of x that follow each other; if `half`, the first is of one, its second. Rows share
+ * what they load; eight sums are enough to wait for none. */
+WORD void short_product_sums(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, int64_t a_term,
+                             const char *x, int64_t next, int terms, bool half, int n, int vectors, bool along,
+                             bool stairs, attend_type as) {
   const int steps = stairs ? n : 0;
-  const int64_t a_row = along ? t->a_step : 1, a_term = along ? 1 : t->a_step, next = t->x.step;
-  const real *a = part->a;
-  const char *x = part->x + c * (int64_t)attend_type_size(as);
-  lanes sum[SHORT_PRODUCT_ROWS][8];
+  int k = terms - steps;
 #pragma GCC unroll 4
   for (int r = 0; r < n; r++)
 #pragma GCC unroll 8
@@ -140,8 +130,7 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
       short_product_term(sum, a, a_row, x, x + next, 0, i + 1, vectors, as);
       if (TILE_TERMS == 2) short_product_term(sum, a, a_row, NULL, x + next, i + 1, i + 2, vectors, as);
     }
-  int k = part->terms - steps;
-  if (TILE_TERMS == 2 && part->half) {
+  if (TILE_TERMS == 2 && half) {
     short_product_term(sum, a, a_row, NULL, x + next, 0, n, vectors, as);
     k--, a += a_term, x += TILE_TERMS * next;
   }
@@ -154,12 +143,33 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
       if (TILE_TERMS == 2) short_product_term(sum, a, a_row, x, NULL, i, i + 1, vectors, as);
       short_product_term(sum, a, a_row, x, x + next, i + TILE_TERMS - 1, n, vectors, as);
     }
-  if (!stairs && t->finite) { /* all rows have the same terms, so that one row, even with a factor 0, tells */
-    lanes check = lanes_zero();
+}
+/* Were all terms finite? All rows had the same ones, so that one row, even with a factor 0, tells. */
+WORD bool short_product_finite(lanes sum[SHORT_PRODUCT_ROWS][8], int vectors) {
+  lanes check = lanes_zero();
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; v++) check = lanes_fma(sum[0][v], lanes_zero(), check);
-    if (mask_any(lanes_unordered(check))) *t->finite = false;
-  }
+  for (int v = 0; v < vectors; v++) check = lanes_fma(sum[0][v], lanes_zero(), check);
+  return !mask_any(lanes_unordered(check));
+}
+
+/* What the tiles of some rows share. */
+typedef struct short_product_part {
+  int row, terms;
+  const real *a;
+  const char *x;         /* their first term */
+  char *out;             /* their first row */
+  int64_t step, columns; /* of out, in bytes; those that are just to be stored in whole vectors */
+} short_product_part;
+
+/* n rows, `vectors` from column c on: constants, as in short_product_sums. */
+WORD void short_product_tile(const short_product *t, const short_product_part *part, int n, int64_t c, int vectors,
+                             bool along, bool stairs, attend_type type) {
+  const attend_type as = short_row_type(type);
+  lanes sum[SHORT_PRODUCT_ROWS][8];
+  short_product_sums(sum, part->a, along ? t->a_step : 1, along ? 1 : t->a_step,
+                     part->x + c * (int64_t)attend_type_size(as), t->x.step, part->terms, false, n, vectors, along,
+                     stairs, as);
+  if (!stairs && t->finite && !short_product_finite(sum, vectors)) *t->finite = false;
   short_ahead_rows(t->ahead, t->ahead->pace);
   if (vectors % 2 || c + vectors * LANES > part->columns) {
     real copy[SHORT_PRODUCT_ROWS][8 * LANES];
@@ -195,12 +205,10 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
 WORD void short_product_rows(const short_product *t, int r, int n, bool along, bool stairs, attend_type type) {
   const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
   const int most = n == 1 ? 8 : n > 2 && LANES * sizeof(real) < 64 ? 2 : 4, first = t->first[r];
-  const int word = first / TILE_TERMS, half = first % TILE_TERMS;
   const bool whole = t->out.col == 1 && t->out.data && !t->sums && !t->add;
   short_product_part part = {.row = r, .terms = t->last[r + n - 1] - first};
-  part.half = half && part.terms > 0;
-  part.a = t->a + r * (along ? t->a_step : 1) + word * (along ? 1 : t->a_step);
-  part.x = t->x.rows + (first - half) * t->x.step;
+  part.a = t->a + r * (along ? t->a_step : 1) + first * (along ? 1 : t->a_step);
+  part.x = t->x.rows + first * t->x.step;
   part.step = t->out.row * (int64_t)attend_type_size(type), part.columns = whole ? t->columns : 0;
   part.out = whole ? t->out.data + r * part.step : NULL;
   int64_t c = 0;
@@ -230,7 +238,7 @@ WORD void short_careful_tile(const short_product *t, int r, int64_t c, attend_ty
 
 WORD void short_product_as(const short_product *t, bool along, attend_type type) {
   const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
-  if (TILE_TERMS == 1 && t->visible) {
+  if (t->visible) {
     for (int r = 0; r < t->rows; r++)
       for (int64_t c = 0; c < padded; c += parts * LANES) short_careful_tile(t, r, c, type);
     return;
@@ -246,8 +254,7 @@ WORD void short_product_as(const short_product *t, bool along, attend_type type)
   for (; r + 2 <= t->rows; r += 2) short_product_rows(t, r, 2, along, false, type);
   if (r < t->rows) short_product_rows(t, r, 1, along, false, type);
 }
-static void short_multiply(const short_product *t, attend_type any) {
-  const attend_type type = short_type(any);
+static void short_multiply(const short_product *t, attend_type type) {
   if (type == TYPE_F16 && t->along)
     short_product_as(t, true, TYPE_F16);
   else if (type == TYPE_F16)
