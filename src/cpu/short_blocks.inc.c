@@ -216,57 +216,55 @@ WORD void short_values_store(char *to, int64_t step, lanes sum[SHORT_PRODUCT_ROW
     }
 }
 
-/* The same where only `count` elements are of the row, and the others of the next, or of nobody. */
-WORD void short_values_store_first(char *to, int64_t step, lanes sum[SHORT_PRODUCT_ROWS][8], int n, int vectors,
-                                   int count, attend_type type) {
+/* The same of the last columns, `count` of one vector or, of bf16, two: what is behind them is the next row's, or
+ * nobody's. */
+WORD void short_values_store_first(char *to, int64_t step, lanes sum[SHORT_PRODUCT_ROWS][8], int n, int count,
+                                   attend_type type) {
 #pragma GCC unroll 4
-  for (int r = 0; r < n; r++, to += step) {
+  for (int r = 0; r < n; r++, to += step)
     if (type == TYPE_BF16) {
-      real copy[4 * LANES];
-      short_values_store((char *)copy, 0, &sum[r], 1, vectors, false, type);
+      real copy[LANES];
+      lanes_store_pair((char *)copy, sum[r], type);
       memcpy(to, copy, (size_t)count * attend_type_size(type));
     } else
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; v++)
-        if (count > v * LANES)
-          lanes_store_type((real *)(void *)to + v * LANES, sum[r][v], count - v * LANES, REAL_TYPE);
-  }
+      lanes_store_first((real *)(void *)to, sum[r][0], count);
 }
 
-/* `vectors` columns of O of n queries, from where `v` and `out` are on, of which `left` exist. False if something
- * `hides` and not all values were finite. */
-WORD bool short_values_tile(const short_values *t, const real *p, int p_step, const char *v, int keys, bool half,
-                            char *out, int64_t left, int n, int vectors, bool stairs, bool hides, attend_type type) {
-  lanes sum[SHORT_PRODUCT_ROWS][8];
+/* sum = P V of n queries, `vectors` of columns from where v is on. False if something `hides` and not all values were
+ * finite. */
+WORD bool short_values_sums(const short_values *t, const real *p, int p_step, const char *v, int keys, bool half,
+                            lanes sum[SHORT_PRODUCT_ROWS][8], int n, int vectors, bool stairs, bool hides,
+                            attend_type type) {
   short_product_sums(sum, p, 1, p_step, v, t->v.step, keys, half, n, vectors, false, stairs, type);
-  if (left < vectors * LANES)
-    short_values_store_first(out, t->step, sum, n, vectors, (int)left, type);
-  else if (t->stream)
-    short_values_store(out, t->step, sum, n, vectors, true, type);
-  else
-    short_values_store(out, t->step, sum, n, vectors, false, type);
   return stairs || !hides || short_product_finite(sum, vectors);
 }
 
 /* O of n queries from `query` on, a constant, with `keys` from `first` on, if `stairs`, a constant, as
- * short_product_sums says; P of a word begins p_step behind that of the one before. False if something `hides` and not
- * all values were finite. */
+ * short_product_sums says; P of a word begins p_step behind that of the one before. False as above. */
 WORD bool short_values_rows(const short_values *t, const real *p, int p_step, int query, int n, int first, int keys,
                             bool half, bool stairs, bool hides, attend_type type) {
+  const int parts = short_parts(type);
   const char *v = t->v.rows + first * t->v.step;
   char *out = t->out + query * t->step;
+  lanes sum[SHORT_PRODUCT_ROWS][8];
   bool finite = true;
-  int64_t left = t->columns, padded = short_padded(left, type);
+  int64_t left = t->columns;
 #define TILES(vectors)                                                                                                 \
-  for (; vectors >= short_parts(type) && padded >= vectors * LANES;                                                    \
-       padded -= vectors * LANES, left -= vectors * LANES) {                                                           \
-    finite &= short_values_tile(t, p, p_step, v, keys, half, out, left, n, vectors, stairs, hides, type);              \
-    v += vectors / short_parts(type) * (int)sizeof(lanes), out += vectors / short_parts(type) * (int)sizeof(lanes);    \
+  for (; vectors >= parts && left >= vectors * LANES; left -= vectors * LANES) {                                       \
+    finite &= short_values_sums(t, p, p_step, v, keys, half, sum, n, vectors, stairs, hides, type);                    \
+    if (t->stream)                                                                                                     \
+      short_values_store(out, t->step, sum, n, vectors, true, type);                                                   \
+    else                                                                                                               \
+      short_values_store(out, t->step, sum, n, vectors, false, type);                                                  \
+    v += vectors / parts * (int)sizeof(lanes), out += vectors / parts * (int)sizeof(lanes);                            \
   }
   TILES(4)
-  TILES(2)
-  TILES(1)
+  TILES(2) TILES(1)
 #undef TILES
+      if (left > 0) {
+    finite &= short_values_sums(t, p, p_step, v, keys, half, sum, n, parts, stairs, hides, type);
+    short_values_store_first(out, t->step, sum, n, (int)left, type);
+  }
   return finite;
 }
 
