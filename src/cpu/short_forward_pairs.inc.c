@@ -66,10 +66,10 @@ static short_operand short_operand_at(const short_forward_context *f, operand_id
   x.head = l->head * size, x.bytes = columns * size;
   x.step = x.in_place ? l->row * size : padded * (int64_t)attend_type_size(as);
   /* Where rows follow each other the core asks for the next by itself, and to do so as well is in its way; but it stops
-   * at the end of a page of 4 KB, so that larger pairs gain (16 keys: 837 to 735 ns a pair of f32, 587 to 715 of bf16,
-   * which is half as long). */
+   * at the end of a page of 4 KB, and larger pairs gain: of f32, 5 keys lose (158 to 181 ns a pair), 6 gain (250 to
+   * 209); of bf16, half as long and with less to wait for, 16 lose (377 to 390). */
   if (f->in_blocks)
-    x.left = f->choice->own[SHORT_OWN_STAYS] ? INT64_MAX : adjacent ? 2048 : 0;
+    x.left = f->choice->own[SHORT_OWN_STAYS] ? INT64_MAX : !adjacent ? 0 : size == 2 ? 2048 : 1400;
   else
     x.left = f->stream && adjacent ? INT64_MAX : 0;
   return x;
