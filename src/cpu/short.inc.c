@@ -416,7 +416,8 @@ static bool short_streams(const attend_problem *p, operand_id id, int64_t rows, 
  * nothing (1.6 ms for 1.5, where lines go whole 0.8). */
 static inline bool short_may_stream(const attend_choice *c, const attend_operands *o, int own, operand_id id) {
   const uintptr_t at = (uintptr_t)o->data[id] % 64;
-  return c->own[own] && (c->own[SHORT_OWN_ONES] ? at == 0 : at % sizeof(stream_part) == 0);
+  const bool in_parts = STREAMS_PARTS && !c->own[SHORT_OWN_ONES] && at % sizeof(stream_part) == 0;
+  return c->own[own] && (at == 0 || in_parts);
 }
 
 /* May the problem have short sequences, on which what is known of it leaves this kernel? */

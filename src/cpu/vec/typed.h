@@ -78,7 +78,12 @@ WORD void lanes_stream_pair(char *p, const lanes x[2], attend_type type) {
   lanes_stream_type(p + LANES * attend_type_size(type), x[1], type);
 }
 
-/* 16 bytes past the cache, to a multiple of 16, where a machine can. */
+/* 16 bytes past the cache, to a multiple of 16, where compiler and machine can; elsewhere through it. */
+#if defined(__clang__) || defined(__SSE__)
+enum { STREAMS_PARTS = 1 };
+#else
+enum { STREAMS_PARTS = 0 };
+#endif
 typedef float stream_part __attribute__((vector_size(16)));
 WORD void lanes_stream_part(void *to, const void *from) {
   stream_part x;
