@@ -49,8 +49,8 @@ struct attend_plan {
   attend_given_tensor given[OPERAND_COUNT];
   attend_given_array array[2 * OPERAND_COUNT];
   int arrays;
-  bool distinct;             /* the data is right, and shares nothing that it must not */
-  void *data[OPERAND_COUNT]; /* by operand_id */
+  bool distinct;         /* the data is right, and shares nothing that it must not */
+  attend_operands bound; /* what it was made with */
 };
 
 /* The operands of attend_args, which lie there in the order of operand_id. */
@@ -82,8 +82,10 @@ attend_status attend_check(attend_direction direction, const attend_args *args, 
                            attend_plan *plan);
 /* Fill what attend_bind goes by; the kernels have been chosen. */
 void attend_expect(attend_plan *plan, const attend_args *args);
-/* Check that args fit the plan; fill operands. Is their data other than what is known to be distinct? */
-attend_status attend_bind(const attend_plan *plan, const attend_args *args, attend_operands *operands, bool *moved);
+/* Check that args fit the plan; operands are the plan's, or own, which it fills. Is their data other than what is known
+ * to be distinct? */
+attend_status attend_bind(const attend_plan *plan, const attend_args *args, attend_operands *own,
+                          const attend_operands **operands, bool *moved);
 /* Check host index tensors of bound operands. */
 attend_status attend_check_host_indices(const attend_problem *problem, const attend_operands *operands);
 /* Does an output hold an element twice? */

@@ -121,7 +121,7 @@ attend_status attend_check_repeats(const attend_plan *plan) {
 static bool apart(const attend_plan *plan, void *const data[OPERAND_COUNT], operand_id i, operand_id k) {
   const attend_expected *x = &plan->expected[i], *y = &plan->expected[k];
   const int64_t from = (int64_t)((uintptr_t)data[k] - (uintptr_t)data[i]);
-  const int64_t then = (int64_t)((uintptr_t)plan->data[k] - (uintptr_t)plan->data[i]);
+  const int64_t then = (int64_t)((uintptr_t)plan->bound.data[k] - (uintptr_t)plan->bound.data[i]);
   return from + y->high <= x->low || x->high <= from + y->low || (plan->distinct && from == then);
 }
 
@@ -152,11 +152,12 @@ attend_status attend_check_overlap(const attend_plan *plan, const attend_operand
 void attend_remember_distinct(attend_plan *plan, const attend_args *args) {
   const attend_tensors *t = attend_args_tensors(args);
   operand_id out, other;
+  plan->bound.dropout_seed = args->dropout_seed, plan->bound.dropout_offset = args->dropout_offset;
   for (int i = 0; i < plan->operands; i++) {
     operand_id id = plan->operand[i];
     if (plan->expected[id].empty) continue;
-    plan->data[id] = attend_first_element((*t)[id]);
-    if (!(*t)[id]->data || (uintptr_t)plan->data[id] & (plan->expected[id].alignment - 1)) return;
+    plan->bound.data[id] = attend_first_element((*t)[id]);
+    if (!(*t)[id]->data || (uintptr_t)plan->bound.data[id] & (plan->expected[id].alignment - 1)) return;
   }
-  plan->distinct = !find_overlap(plan, plan->data, &out, &other);
+  plan->distinct = !find_overlap(plan, plan->bound.data, &out, &other);
 }

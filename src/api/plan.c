@@ -47,17 +47,18 @@ void attend_plan_destroy(attend_plan *plan) {
 
 size_t attend_plan_workspace_bytes(const attend_plan *plan) { return plan ? plan->workspace_bytes : 0; }
 
-static inline attend_status bind_checked(const attend_plan *plan, const attend_args *caller_args,
-                                         attend_operands *operands) {
+static inline attend_status bind_checked(const attend_plan *plan, const attend_args *caller_args, attend_operands *own,
+                                         const attend_operands **operands) {
   attend_args copy;
   const attend_args *args;
   attend_status s;
   bool moved;
-  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_bind(plan, args, operands, &moved))) return s;
-  if (attend_lengths_vary(&plan->problem) && plan->problem.device.type == ATTEND_CPU &&
-      (s = attend_check_host_indices(&plan->problem, operands)))
+  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_bind(plan, args, own, operands, &moved)))
     return s;
-  return moved ? attend_check_overlap(plan, operands) : ATTEND_OK;
+  if (attend_lengths_vary(&plan->problem) && plan->problem.device.type == ATTEND_CPU &&
+      (s = attend_check_host_indices(&plan->problem, *operands)))
+    return s;
+  return moved ? attend_check_overlap(plan, *operands) : ATTEND_OK;
 }
 
 /* Is there a sequence for this kernel? */
@@ -84,7 +85,8 @@ static inline attend_status run(const attend_plan *plan, const attend_operands *
 
 static inline attend_status execute(attend_direction direction, const attend_plan *plan, const attend_args *args,
                                     void *workspace, size_t workspace_bytes, void *stream) {
-  attend_operands operands;
+  attend_operands own;
+  const attend_operands *operands;
   attend_status s;
   if (!plan) return attend_fail(ATTEND_ERROR_NULL, "plan: expected a plan, got NULL");
   if (plan->problem.direction != direction)
@@ -99,9 +101,9 @@ static inline attend_status execute(attend_direction direction, const attend_pla
   if (needed && (uintptr_t)workspace % ATTEND_WORKSPACE_ALIGNMENT)
     return attend_fail(ATTEND_ERROR_WORKSPACE, "workspace: expected a multiple of %d, got %p",
                        ATTEND_WORKSPACE_ALIGNMENT, workspace);
-  if ((s = bind_checked(plan, args, &operands))) return s;
-  if (plan->problem.heads == 0 && attend_run_without_heads(plan, &operands)) return ATTEND_OK;
-  return run(plan, &operands, workspace, stream);
+  if ((s = bind_checked(plan, args, &own, &operands))) return s;
+  if (plan->problem.heads == 0 && attend_run_without_heads(plan, operands)) return ATTEND_OK;
+  return run(plan, operands, workspace, stream);
 }
 
 attend_status attend_forward(const attend_plan *plan, const attend_args *args, void *workspace, size_t bytes,
@@ -139,12 +141,15 @@ attend_status attend_check_indices(const attend_plan *plan, const attend_args *c
   attend_args copy;
   const attend_args *args;
   attend_operands operands;
+  const attend_operands *bound;
   attend_status s;
   void *copies[4] = {NULL};
   size_t bytes[4];
   bool moved;
   if (!plan) return attend_fail(ATTEND_ERROR_NULL, "plan: expected a plan, got NULL");
-  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_bind(plan, args, &operands, &moved))) return s;
+  if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_bind(plan, args, &operands, &bound, &moved)))
+    return s;
+  if (bound != &operands) operands = *bound;
   if (plan->problem.device.type == ATTEND_CUDA) {
     s = cuda_wait(plan->problem.device.id, stream);
     for (int i = 0; i < 4 && !s; i++)
@@ -224,7 +229,8 @@ static attend_status once(attend_direction direction, const attend_args *caller_
   const attend_args *args;
   attend_options options;
   attend_plan plan;
-  attend_operands operands;
+  attend_operands own;
+  const attend_operands *operands;
   attend_status s;
   if ((s = attend_read_args(caller_args, &copy, &args)) || (s = attend_read_options(caller_options, &options)))
     return s;
@@ -232,9 +238,9 @@ static attend_status once(attend_direction direction, const attend_args *caller_
     options.max_q_len = longest(args->q_offsets);
   if (args->k_offsets && !options.max_k_len && args->k_offsets->device.type == ATTEND_CPU)
     options.max_k_len = longest(args->k_offsets);
-  if ((s = make(direction, args, &options, &plan, NULL)) || (s = bind_checked(&plan, args, &operands))) return s;
-  if (attend_run_without_heads(&plan, &operands)) return ATTEND_OK;
-  return plan.problem.device.type == ATTEND_CUDA ? once_on_gpu(&plan, &operands) : once_on_cpu(&plan, &operands);
+  if ((s = make(direction, args, &options, &plan, NULL)) || (s = bind_checked(&plan, args, &own, &operands))) return s;
+  if (attend_run_without_heads(&plan, operands)) return ATTEND_OK;
+  return plan.problem.device.type == ATTEND_CUDA ? once_on_gpu(&plan, operands) : once_on_cpu(&plan, operands);
 }
 
 attend_status attend_forward_once(const attend_args *args, const attend_options *options) {

@@ -42,7 +42,8 @@ WORD short_ones short_ones_at(const attend_problem *p, const attend_operands *o,
   short_ones x = {{NULL}};
   for (int i = 0; i < count; i++) {
     if (!o->data[id]) break;
-    x.row[i] = (real *)o->data[id] + b * l->batch + h * l->head;
+    x.row[i] = o->data[id];
+    if (b | h) x.row[i] += b * l->batch + h * l->head; /* a call for one pair does without */
     if (++h == p->heads) h = 0, b++;
   }
   return x;

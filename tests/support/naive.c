@@ -290,8 +290,12 @@ void run_naive(test_problem *problem, attend_direction direction, int order, run
   options.backends = ATTEND_BACKEND_REFERENCE;
   attend_plan *plan = NULL;
   naive n = {.order = order};
+  attend_operands own;
+  const attend_operands *operands;
   bool moved;
-  if (attend_plan_create(direction, &args, &options, &plan) || attend_bind(plan, &args, &n.o, &moved)) abort();
+  if (attend_plan_create(direction, &args, &options, &plan) || attend_bind(plan, &args, &own, &operands, &moved))
+    abort();
+  n.o = *operands;
   n.p = &plan->problem;
   if (direction == ATTEND_BACKWARD)
     backward(&n);
