@@ -382,20 +382,22 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
   (void)stream;
   short_backward_context c = {.problem = p,
                               .choice = choice,
-                              .group = attend_group(p),
-                              .options = choice->own[SHORT_OWN_OPTIONS],
                               .operands = operands,
                               .workspace = workspace,
-                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                               .stream_q = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_D_Q),
                               .stream_k = short_may_stream(choice, operands, SHORT_OWN_STREAM_K, OPERAND_D_K),
                               .stream_v = short_may_stream(choice, operands, SHORT_OWN_STREAM_V, OPERAND_D_V)};
-#pragma GCC unroll 8
+  const int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
+  if (choice->own[SHORT_OWN_ONES]) {
+    attend_for_each(services, (int)choice->threads, items, short_backward_ones, &c);
+    return ATTEND_OK;
+  }
+  c.group = attend_group(p);
+  c.options = choice->own[SHORT_OWN_OPTIONS];
+  c.in_blocks = !c.options && p->softcap == 0;
+  c.bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads;
   for (int i = 0; i < PAIR_MATRICES; i++)
     c.next[i] = p->layout[pair_operands[i]].head * (int64_t)attend_type_size(p->type);
-  c.in_blocks = !c.options && p->softcap == 0;
-  int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
-  attend_for_each(services, (int)choice->threads, items,
-                  choice->own[SHORT_OWN_ONES] ? short_backward_ones : short_backward_item, &c);
+  attend_for_each(services, (int)choice->threads, items, short_backward_item, &c);
   return ATTEND_OK;
 }

@@ -181,7 +181,7 @@ WORD lanes lanes_fma(lanes a, lanes b, lanes c) {
 WORD lanes lanes_fnma(lanes a, lanes b, lanes c) { return lanes_fma(-a, b, c); }
 WORD lanes lanes_max(lanes a, lanes b) { return lanes_select(a > b, a, b); }
 WORD lanes lanes_min(lanes a, lanes b) { return lanes_select(a < b, a, b); }
-WORD lanes lanes_abs(lanes a) { return lanes_select(a < 0, -a, a); }
+WORD lanes lanes_abs(lanes a) { return (lanes)((lane_mask)a & ~(lane_mask)lanes_set1(-(real)0)); }
 WORD real lanes_reduce_add(lanes a) {
   for (int step = LANES / 2; step; step /= 2)
     for (int i = 0; i < step; i++) a[i] += a[i + step];
@@ -210,6 +210,21 @@ WORD void lanes_transpose(lanes x[LANES]) {
     for (int i = 0; i < LANES; i++) x[i] = y[i];
   }
 }
+#if LANES == 8 /* within halves, which is one instruction a shuffle of AVX2; halves are added last: 21 in all, not 35  \
+                */
+WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes of x[i] */
+  lanes y[4], z[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    y[i] = SHUFFLE(x[2 * i], x[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13) +
+           SHUFFLE(x[2 * i], x[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)
+    z[i] = SHUFFLE(y[2 * i], y[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+           SHUFFLE(y[2 * i], y[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  return SHUFFLE(z[0], z[1], 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(z[0], z[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#else
 WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes of x[i]; the same rounds, added up */
   lanes y[LANES];
 #pragma GCC unroll 16
@@ -220,6 +235,7 @@ WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes 
     for (int i = 0; i < half; i++) y[i] = interleave_first(y[i], y[i + half]) + interleave_second(y[i], y[i + half]);
   return y[0];
 }
+#endif
 WORD lanes lanes_rotate(lanes a, int n) { /* lane i is lane (i + n) % LANES of a; n is a constant */
 #ifdef __clang__
   lanes x = {0};
