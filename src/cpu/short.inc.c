@@ -63,15 +63,20 @@ typedef struct short_ahead {
   bool second; /* into the second-level cache */
 } short_ahead;
 
+enum { SHORT_AHEAD = 256 }; /* bytes of a row, at least, where rows follow each other */
+
 /* Rows that do not all begin at the same byte of a line are taken to end a line later. */
 static inline void short_ahead_add(short_ahead *a, const attend_matrix *m, int64_t rows, int64_t columns,
                                    attend_type type) {
-  const int64_t size = (int64_t)attend_type_size(type), step = m->row * size;
+  const int64_t size = (int64_t)attend_type_size(type);
+  int64_t step = m->row * size, bytes = columns * size;
   if (!m->data || m->col != 1 || rows <= 0) return;
+  if (step == bytes && bytes < SHORT_AHEAD) /* one after another: as longer ones */
+    rows = (rows * bytes + SHORT_AHEAD - 1) / SHORT_AHEAD, step = bytes = SHORT_AHEAD;
   const int64_t before = (int64_t)((uintptr_t)m->data % 64), most = step % 64 ? 63 : before;
   a->part[a->parts].line = m->data - before;
   a->part[a->parts].step = step;
-  a->part[a->parts].lines = (int)((most + columns * size + 63) / 64);
+  a->part[a->parts].lines = (int)((most + bytes + 63) / 64);
   a->part[a->parts++].rows = (int)rows;
   a->rows += (int)rows;
 }

@@ -27,7 +27,7 @@ typedef struct short_backward_context {
 
 typedef struct short_backward_scratch {
   real *q, *k, *v, *d_out, *d_k, *d_v; /* [SHORT_MAX][dimension padded] */
-  real *p, *ds, *factor, *slope,
+  real *p, *ds, *ds_across, *factor, *slope,
       *visible; /* [SHORT_MAX][SHORT_MAX]; in blocks `factor` and `slope` are tiles of S and dP */
 } short_backward_scratch;
 
@@ -52,7 +52,8 @@ static short_backward_scratch short_backward_scratch_at(const attend_problem *p,
   w.d_k = take(base, used, k_rows);
   w.d_v = take(base, used, v_rows);
   w.p = take(base, used, SHORT_MAX * SHORT_MAX);
-  w.ds = take(base, used, SHORT_MAX * SHORT_MAX);
+  w.ds = w.ds_across = take(base, used, SHORT_MAX * SHORT_MAX);
+  if (TILE_TERMS == 2) w.ds_across = take(base, used, SHORT_MAX * SHORT_MAX);
   w.factor = take(base, used, SHORT_MAX * SHORT_MAX);
   w.slope = take(base, used, SHORT_MAX * SHORT_MAX);
   w.visible = take(base, used, SHORT_MAX * SHORT_MAX);
@@ -151,7 +152,8 @@ static void short_backward_blocks(const short_backward_context *c, short_backwar
   const int width = (int)round_up(x->shape->slice.q_len, LANES);
   short_blocks_scores(x->blocks, w->factor, &x->q, &x->k, p->head_dim, score_factor(p), ahead);
   short_blocks_scores(x->blocks, w->slope, &x->d_out, &x->v, p->v_dim, 1, ahead);
-  x->finite = short_blocks_gradient(x->blocks, w->factor, w->slope, w->p, w->ds, width, (real)p->scale);
+  const short_gradient to = {w->p, w->ds, w->ds_across, width, (real)p->scale};
+  x->finite = short_blocks_gradient(x->blocks, w->factor, w->slope, &to);
 }
 
 static void short_backward_scores(const short_backward_context *c, short_backward_pair *x,
@@ -212,16 +214,16 @@ static void short_backward_products(const short_backward_context *c, const short
     memset(w->d_v, 0, (size_t)(SHORT_MAX * short_padded(p->v_dim, p->type)) * sizeof(real));
   }
   short_product t; /* one after another in place: the core would wait to read a copy of what it has just written */
-  t.visible = careful, t.a_step = width, t.columns = p->head_dim, t.factor = NULL, t.add = p->accumulate;
+  t.visible = careful, t.a_step = TILE_TERMS * width, t.columns = p->head_dim, t.factor = NULL, t.add = p->accumulate;
   t.finite = NULL, t.ahead = ahead;
 
-  t.a = w->ds, t.along = false, t.x = x->k, t.rows = queries;
+  t.a = w->ds_across, t.along = false, t.x = x->k, t.rows = queries;
   t.first = range->first_key, t.last = range->last_key, t.stairs = range->query_stairs;
   t.out = x->m[PAIR_D_Q], t.sums = NULL, t.stream = c->stream_q;
   if (t.out.data) short_multiply(&t, p->type);
 
   const attend_matrix d_k_out = x->m[PAIR_D_K], d_v_out = x->m[PAIR_D_V], nowhere = {NULL, 0, 1};
-  t.along = true, t.x = x->q, t.rows = keys;
+  t.a = w->ds, t.a_step = width, t.along = true, t.x = x->q, t.rows = keys;
   t.first = range->first_query, t.last = range->last_query, t.stairs = range->key_stairs;
   t.out = last ? d_k_out : nowhere, t.sums = first && last ? NULL : w->d_k, t.stream = c->stream_k;
   if (d_k_out.data) short_multiply(&t, p->type);
@@ -298,12 +300,13 @@ static void short_backward_item(void *context, int worker, int64_t index) {
     if (x->shape != shape) {
       shape = x->shape;
       slots = 1 + short_tiles(p, &shape->slice, 2, 3);
-      if (SHORT_IN_BLOCKS && c->in_blocks) short_blocks_make(&shape->range, (int)shape->slice.q_len, &blocks);
+      if (SHORT_ONLY_IN_BLOCKS || (SHORT_IN_BLOCKS && c->in_blocks))
+        short_blocks_make(&shape->range, (int)shape->slice.q_len, &blocks);
     }
     ahead.pace = 1 + ahead.rows / slots;
     x->blocks = &blocks;
     short_backward_rows(c, x, &w);
-    if (SHORT_IN_BLOCKS && c->in_blocks)
+    if (SHORT_ONLY_IN_BLOCKS || (SHORT_IN_BLOCKS && c->in_blocks))
       short_backward_blocks(c, x, &w, &ahead);
     else {
       short_backward_scores(c, x, &w, &ahead);
@@ -355,7 +358,7 @@ static void short_backward_ones(void *context, int worker, int64_t index) {
 bool ENTRY(backward_short_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                                 char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  if (!short_serves(p, choice, reason)) return false;
+  if (!short_serves(p, choice, reason) || !short_has_words(p, reason)) return false;
   if (attend_has(p, OPERAND_D_BIAS) || attend_has(p, OPERAND_D_SINK)) {
     snprintf(reason, ATTEND_REASON_SIZE, "leaves gradients of bias and sink to the tiled kernel");
     return false;
@@ -388,7 +391,7 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                               .stream_k = short_may_stream(choice, operands, SHORT_OWN_STREAM_K, OPERAND_D_K),
                               .stream_v = short_may_stream(choice, operands, SHORT_OWN_STREAM_V, OPERAND_D_V)};
   const int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
-  if (choice->own[SHORT_OWN_ONES]) {
+  if (!SHORT_ONLY_IN_BLOCKS && choice->own[SHORT_OWN_ONES]) {
     attend_for_each(services, (int)choice->threads, items, short_backward_ones, &c);
     return ATTEND_OK;
   }

@@ -11,8 +11,13 @@ enum { SHORT_BLOCK = LANES < 4 ? LANES : 4, SHORT_BLOCKS = SHORT_MAX / SHORT_BLO
  * long as by rows of queries, 32 took 1.5. */
 enum { SHORT_IN_BLOCKS = LANES >= 16 };
 
-/* With words of two elements there is only this. */
+/* With words of two elements there is only this: scores with options are left to multiply-adds. */
 enum { SHORT_ONLY_IN_BLOCKS = TILE_TERMS == 2 };
+static bool short_has_words(const attend_problem *p, char reason[ATTEND_REASON_SIZE]) {
+  if (!SHORT_ONLY_IN_BLOCKS || (!short_has_options(p) && !attend_has(p, OPERAND_D_LSE) && p->softcap == 0)) return true;
+  snprintf(reason, ATTEND_REASON_SIZE, "leaves options of scores to multiply-adds");
+  return false;
+}
 
 typedef struct short_block {
   int query, rows;
@@ -259,7 +264,8 @@ WORD bool short_values_rows(const short_values *t, const real *p, int p_step, in
     v += vectors / parts * (int)sizeof(lanes), out += vectors / parts * (int)sizeof(lanes);                            \
   }
   TILES(4)
-  TILES(2) TILES(1)
+  TILES(2)
+  TILES(1)
 #undef TILES
       if (left > 0) {
     finite &= short_values_sums(t, p, p_step, v, keys, half, sum, n, parts, stairs, hides, type);

@@ -154,11 +154,7 @@ static void short_forward_ones(void *context, int worker, int64_t index) {
 bool ENTRY(forward_short_plan)(const attend_kernel_row *row, const attend_problem *p, attend_choice *choice,
                                char reason[ATTEND_REASON_SIZE]) {
   (void)row;
-  if (!short_serves(p, choice, reason)) return false;
-  if (SHORT_ONLY_IN_BLOCKS && (short_has_options(p) || p->softcap > 0)) {
-    snprintf(reason, ATTEND_REASON_SIZE, "leaves options of scores to multiply-adds");
-    return false;
-  }
+  if (!short_serves(p, choice, reason) || !short_has_words(p, reason)) return false;
   if (attend_has(p, OPERAND_PROBS) || attend_has(p, OPERAND_SCORES)) {
     snprintf(reason, ATTEND_REASON_SIZE, "does not materialise probs or scores");
     return false;

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* From scores and dP in the blocks of short_blocks.inc.c to P and dS. */
 
-/* `n` lanes of each of the keys of a tile, from `key` to last - 1, to a matrix [keys][width]. */
-WORD void short_block_store(real *to, int width, int key, int last, lanes x, int n) {
+/* `n` lanes of each of the keys of a tile, from `key` to last - 1, to a matrix [keys][width]; of every second key, if
+ * `step`, a constant, is 2. */
+WORD void short_block_store(real *to, int width, int key, int last, lanes x, int n, int step) {
   const int keys = LANES / n;
   real copy[LANES];
   if (n < SHORT_BLOCK) lanes_store(copy, x);
 #pragma GCC unroll 16
-  for (int m = 0; m < keys; m++) {
+  for (int m = 0; m < keys; m += step) {
     if (key + m >= last) return;
     if (n == SHORT_BLOCK)
       lanes_store_first(to + (key + m) * width, lanes_rotate(x, m * n), SHORT_BLOCK);
@@ -16,11 +17,19 @@ WORD void short_block_store(real *to, int width, int key, int last, lanes x, int
   }
 }
 
-/* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices P and scale * dS,
- * [keys][width]. n = b->rows is a constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or
- * NaN where scores or dP are not finite, hidden or not: then P and dS are right only where they are not hidden. */
-WORD lanes short_block_gradient(const short_block *b, int n, int constant, real *s, real *dp, real *p, real *ds,
-                                int width, lanes scale) {
+/* The matrices P and scale * dS, [keys][width]. With words of two elements p and ds are of queries that follow each
+ * other, in the column of the first, and ds_across is dS in words of keys, in the row of the first; else it is ds. */
+typedef struct short_gradient {
+  real *p, *ds, *ds_across;
+  int width;
+  real scale;
+} short_gradient;
+
+/* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices. n = b->rows is a
+ * constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or NaN where scores or dP are not
+ * finite, hidden or not: then P and dS are right only where they are not hidden, but 0 there in words of two. */
+WORD lanes short_block_gradient(const short_block *b, int n, int constant, real *s, real *dp,
+                                const short_gradient *to) {
   const lanes minus_infinity = lanes_set1(-(real)INFINITY);
   const int keys = LANES / n, tiles = constant ? constant : b->tiles;
   const int last = (int)round_up(b->last, SHORT_BLOCK);
@@ -48,7 +57,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, real 
   max = lanes_select(lanes_equal(max, minus_infinity), lanes_zero(), max);
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
-    lanes power = lanes_exp2(lanes_sub(constant ? x[t] : lanes_load(s + t * LANES), max));
+    lanes power = tile_exp2(lanes_sub(constant ? x[t] : lanes_load(s + t * LANES), max));
     sum = lanes_add(sum, power);
     delta = lanes_fma(power, lanes_load(dp + t * LANES), delta);
     if (constant)
@@ -68,35 +77,45 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, real 
   for (int t = 0; t < tiles; t++) {
     const int key = b->first + t * keys;
     lanes probability = lanes_mul(constant ? x[t] : lanes_load(s + t * LANES), share);
-    lanes gradient = lanes_mul(lanes_mul(probability, lanes_sub(lanes_load(dp + t * LANES), delta)), scale);
-    short_block_store(p + b->query, width, key, last, probability, n);
-    short_block_store(ds + b->query, width, key, last, gradient, n);
+    lanes gradient =
+        lanes_mul(lanes_mul(probability, lanes_sub(lanes_load(dp + t * LANES), delta)), lanes_set1(to->scale));
+    if (TILE_TERMS == 2 && (key < b->all_first || key + keys > b->all_last)) {
+      const lane_mask hidden = short_block_hidden(b, key);
+      probability = lanes_select(hidden, lanes_zero(), probability);
+      gradient = lanes_select(hidden, lanes_zero(), gradient);
+    }
+    const lanes next[2] = {n == 1 ? lanes_zero() : lanes_rotate(probability, 1), /* query's */
+                           n == 1 ? lanes_zero() : lanes_rotate(gradient, 1)};
+    short_block_store(to->p + b->query, to->width, key, last, tile_words(probability, next[0]), n, 1);
+    short_block_store(to->ds + b->query, to->width, key, last, tile_words(gradient, next[1]), n, 1);
+    if (TILE_TERMS == 2)
+      short_block_store(to->ds_across + b->query, to->width, key, last, tile_words(gradient, lanes_rotate(gradient, n)),
+                        n, 2);
   }
   return check;
 }
-WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, real *dp, real *p, real *ds, int width,
-                                   lanes scale) {
+WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, real *dp, const short_gradient *to) {
   const int tiles = b->tiles;
   s += b->at, dp += b->at;
-  if (tiles == 1) return short_block_gradient(b, n, 1, s, dp, p, ds, width, scale);
-  if (n == SHORT_BLOCK && tiles == 2) return short_block_gradient(b, n, 2, s, dp, p, ds, width, scale);
-  if (n == SHORT_BLOCK && tiles == 3) return short_block_gradient(b, n, 3, s, dp, p, ds, width, scale);
-  if (n == SHORT_BLOCK && tiles == 4) return short_block_gradient(b, n, 4, s, dp, p, ds, width, scale);
-  return short_block_gradient(b, n, 0, s, dp, p, ds, width, scale);
+  if (tiles == 1) return short_block_gradient(b, n, 1, s, dp, to);
+  if (n == SHORT_BLOCK && tiles == 2) return short_block_gradient(b, n, 2, s, dp, to);
+  if (n == SHORT_BLOCK && tiles == 3) return short_block_gradient(b, n, 3, s, dp, to);
+  if (n == SHORT_BLOCK && tiles == 4) return short_block_gradient(b, n, 4, s, dp, to);
+  return short_block_gradient(b, n, 0, s, dp, to);
 }
 
 /* The same of all blocks. Are scores and dP finite? */
-static bool short_blocks_gradient(const short_blocks *x, real *s, real *dp, real *p, real *ds, int width, real scale) {
+static bool short_blocks_gradient(const short_blocks *x, real *s, real *dp, const short_gradient *to) {
   lanes check = lanes_zero();
   for (int i = 0; i < x->count; i++) {
     const short_block *b = &x->block[i];
     lanes of;
     if (b->rows == SHORT_BLOCK)
-      of = short_block_gradient_of(b, SHORT_BLOCK, s, dp, p, ds, width, lanes_set1(scale));
+      of = short_block_gradient_of(b, SHORT_BLOCK, s, dp, to);
     else if (b->rows == 2)
-      of = short_block_gradient_of(b, 2, s, dp, p, ds, width, lanes_set1(scale));
+      of = short_block_gradient_of(b, 2, s, dp, to);
     else
-      of = short_block_gradient_of(b, 1, s, dp, p, ds, width, lanes_set1(scale));
+      of = short_block_gradient_of(b, 1, s, dp, to);
     check = lanes_add(check, of);
   }
   return !mask_any(lanes_unordered(check));

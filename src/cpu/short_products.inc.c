@@ -34,11 +34,13 @@ WORD void short_stream(char *row, int64_t c, const lanes x[2], int64_t columns, 
 
 /* ---- Products ---- */
 
-/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). */
+/* out[r, :] = factor[r] * (sums[r][:] + sum over t of A[r, t] * x[t][:]). With words of two elements A is of words, t
+ * counts them, and each meets two rows of x. */
 typedef struct short_product {
-  const real *a, *visible; /* visible: indexed like a; where it is 0 the term is left out. NULL: all count */
+  const real *a, *visible; /* visible: indexed like a; where it is 0 the term is left out. NULL: all count. With words
+                              of two elements what is visible follows from first and last */
   int64_t a_step;
-  bool along; /* A[r, t] is a[r * a_step + t], else a[t * a_step + r] */
+  bool along; /* A[r, t] is a[r * a_step + t * TILE_TERMS], else a[t * a_step + r] */
   vector_rows x;
   int rows;
   const uint8_t *first, *last; /* terms of each row; both ascend */
@@ -155,6 +157,7 @@ WORD bool short_product_finite(lanes sum[SHORT_PRODUCT_ROWS][8], int vectors) {
 /* What the tiles of some rows share. */
 typedef struct short_product_part {
   int row, terms;
+  bool half; /* the first word is of one term, its second */
   const real *a;
   const char *x;         /* their first term */
   char *out;             /* their first row */
@@ -166,8 +169,8 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
                              bool along, bool stairs, attend_type type) {
   const attend_type as = short_row_type(type);
   lanes sum[SHORT_PRODUCT_ROWS][8];
-  short_product_sums(sum, part->a, along ? t->a_step : 1, along ? 1 : t->a_step,
-                     part->x + c * (int64_t)attend_type_size(as), t->x.step, part->terms, false, n, vectors, along,
+  short_product_sums(sum, part->a, along ? t->a_step : 1, along ? TILE_TERMS : t->a_step,
+                     part->x + c * (int64_t)attend_type_size(as), t->x.step, part->terms, part->half, n, vectors, along,
                      stairs, as);
   if (!stairs && t->finite && !short_product_finite(sum, vectors)) *t->finite = false;
   short_ahead_rows(t->ahead, t->ahead->pace);
@@ -205,10 +208,12 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
 WORD void short_product_rows(const short_product *t, int r, int n, bool along, bool stairs, attend_type type) {
   const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
   const int most = n == 1 ? 8 : n > 2 && LANES * sizeof(real) < 64 ? 2 : 4, first = t->first[r];
+  const int word = first / TILE_TERMS, half = first % TILE_TERMS;
   const bool whole = t->out.col == 1 && t->out.data && !t->sums && !t->add;
   short_product_part part = {.row = r, .terms = t->last[r + n - 1] - first};
-  part.a = t->a + r * (along ? t->a_step : 1) + first * (along ? 1 : t->a_step);
-  part.x = t->x.rows + first * t->x.step;
+  part.half = half && part.terms > 0;
+  part.a = t->a + r * (along ? t->a_step : 1) + word * (along ? TILE_TERMS : t->a_step);
+  part.x = t->x.rows + (first - half) * t->x.step;
   part.step = t->out.row * (int64_t)attend_type_size(type), part.columns = whole ? t->columns : 0;
   part.out = whole ? t->out.data + r * part.step : NULL;
   int64_t c = 0;
@@ -238,6 +243,10 @@ WORD void short_careful_tile(const short_product *t, int r, int64_t c, attend_ty
 
 WORD void short_product_as(const short_product *t, bool along, attend_type type) {
   const int64_t padded = short_padded(t->columns, type), parts = short_parts(type);
+  if (TILE_TERMS == 2 && t->visible) {
+    for (int r = 0; r < t->rows; r++) short_product_rows(t, r, 1, along, false, type);
+    return;
+  }
   if (t->visible) {
     for (int r = 0; r < t->rows; r++)
       for (int64_t c = 0; c < padded; c += parts * LANES) short_careful_tile(t, r, c, type);
@@ -248,7 +257,7 @@ WORD void short_product_as(const short_product *t, bool along, attend_type type)
   const int five = TILE_TERMS == 1 && t->stairs & SHORT_FIVE ? 5 : 0;
   int r = 0;
   for (; four && r + 4 <= t->rows - five; r += 4)
-    if (t->stairs >> (r / 4) & 1)
+    if (t->stairs >> (r / 4) & 1 && (along ? t->first[r] : t->last[r + 3]) % TILE_TERMS == 0) /* in whole words */
       short_product_rows(t, r, 4, along, true, type);
     else
       short_product_rows(t, r, 4, along, false, type);
@@ -269,7 +278,8 @@ MULTIPLY(short_multiply_f16, TYPE_F16)
 MULTIPLY(short_multiply_bf16, TYPE_BF16)
 MULTIPLY(short_multiply_real, REAL_TYPE)
 #undef MULTIPLY
-static void short_multiply(const short_product *t, attend_type type) {
+static void short_multiply(const short_product *t, attend_type any) {
+  const attend_type type = short_type(any);
   if (type == TYPE_F16)
     short_multiply_f16(t);
   else if (type == TYPE_BF16)
