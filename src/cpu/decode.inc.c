@@ -4,7 +4,8 @@
  *
  * An item of work is one part of the keys of one (sequence, key head). It leaves maximum, sum and output of each query
  * row, which are merged in ascending order of the parts. The size of a part depends on the sequence's own lengths
- * alone, hence the bits do not depend on threads or neighbours. */
+ * alone, hence the bits do not depend on threads or neighbours; there are at most DECODE_PARTS, so that one sequence
+ * with one head of keys keeps no more threads than that busy. */
 
 enum { DECODE_QUERIES = 16, DECODE_PART = 512, DECODE_PARTS = 32, DECODE_SCORES = 4096 };
 #define DECODE_BYTES ((int64_t)16 << 20) /* of parts' results kept at a time */

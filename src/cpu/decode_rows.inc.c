@@ -120,8 +120,8 @@ static void decode_scores(real *s, int64_t s_row, const real *q, int rows, int64
 #define WITH(type)                                                                                                     \
   if (!b->in_order)                                                                                                    \
     decode_scores_as(s, s_row, q, rows, columns, b, keys, false, type);                                                \
-  else if (columns == 8 * LANES)                                                                                       \
-    decode_scores_as(s, s_row, q, rows, 8 * LANES, b, keys, true, type);                                               \
+  else if (columns == 2 * DECODE_WIDE * LANES)                                                                         \
+    decode_scores_as(s, s_row, q, rows, 2 * DECODE_WIDE * LANES, b, keys, true, type);                                 \
   else                                                                                                                 \
     decode_scores_as(s, s_row, q, rows, columns, b, keys, true, type)
   if (b->type == TYPE_F16) {
@@ -204,8 +204,8 @@ static void decode_values(real *o, int rows, int64_t columns, const real *p, con
 #define WITH(type)                                                                                                     \
   if (!b->in_order)                                                                                                    \
     decode_values_as(o, rows, columns, p, visible, s_row, rescale, b, keys, false, type);                              \
-  else if (columns == 8 * LANES)                                                                                       \
-    decode_values_as(o, rows, 8 * LANES, p, visible, s_row, rescale, b, keys, true, type);                             \
+  else if (columns == 2 * DECODE_WIDE * LANES)                                                                         \
+    decode_values_as(o, rows, 2 * DECODE_WIDE * LANES, p, visible, s_row, rescale, b, keys, true, type);               \
   else                                                                                                                 \
     decode_values_as(o, rows, columns, p, visible, s_row, rescale, b, keys, true, type)
   if (b->type == TYPE_F16) {

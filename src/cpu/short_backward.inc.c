@@ -39,7 +39,7 @@ typedef struct short_backward_pair {
   bool first, last; /* of the heads that share keys */
   attend_matrix m[PAIR_MATRICES];
   vector_rows q, k, v, d_out;
-  bool finite; /* q, k, v and d_out are */
+  bool finite; /* scores and dP are, hidden ones too */
 } short_backward_pair;
 
 static short_backward_scratch short_backward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
@@ -300,13 +300,12 @@ static void short_backward_item(void *context, int worker, int64_t index) {
     if (x->shape != shape) {
       shape = x->shape;
       slots = 1 + short_tiles(p, &shape->slice, 2, 3);
-      if (SHORT_ONLY_IN_BLOCKS || (SHORT_IN_BLOCKS && c->in_blocks))
-        short_blocks_make(&shape->range, (int)shape->slice.q_len, &blocks);
+      if (short_is_in_blocks(c->in_blocks)) short_blocks_make(&shape->range, (int)shape->slice.q_len, &blocks);
     }
     ahead.pace = 1 + ahead.rows / slots;
     x->blocks = &blocks;
     short_backward_rows(c, x, &w);
-    if (SHORT_ONLY_IN_BLOCKS || (SHORT_IN_BLOCKS && c->in_blocks))
+    if (short_is_in_blocks(c->in_blocks))
       short_backward_blocks(c, x, &w, &ahead);
     else {
       short_backward_scores(c, x, &w, &ahead);

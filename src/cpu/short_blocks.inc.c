@@ -13,6 +13,7 @@ enum { SHORT_IN_BLOCKS = LANES >= 16 };
 
 /* With words of two elements there is only this: scores with options are left to multiply-adds. */
 enum { SHORT_ONLY_IN_BLOCKS = TILE_TERMS == 2 };
+static inline bool short_is_in_blocks(bool may) { return SHORT_ONLY_IN_BLOCKS || (SHORT_IN_BLOCKS && may); }
 static bool short_has_words(const attend_problem *p, char reason[ATTEND_REASON_SIZE]) {
   if (!SHORT_ONLY_IN_BLOCKS || (!short_has_options(p) && !attend_has(p, OPERAND_D_LSE) && p->softcap == 0)) return true;
   snprintf(reason, ATTEND_REASON_SIZE, "leaves options of scores to multiply-adds");
@@ -59,23 +60,6 @@ static void short_blocks_make(const short_ranges *range, int queries, short_bloc
 
 /* ---- Scores ---- */
 
-/* Sums of a tile of n queries, a constant, and `keys`, made one: 5 queries take 160 ns, 180 with a loop over keys. */
-WORD lanes short_block_dots(const vector_rows *q, int n, const vector_rows *k, int keys, int64_t vectors,
-                            attend_type type) {
-#define KEYS(keys)                                                                                                     \
-  case keys:                                                                                                           \
-    if (keys <= SHORT_KEYS(n)) return short_dots(q, n, k, keys, false, vectors, type);                                 \
-    break;
-  switch (keys) {
-    KEYS(1)
-    KEYS(2)
-    KEYS(3)
-    KEYS(4) KEYS(5) KEYS(6) KEYS(7) KEYS(8) KEYS(9) KEYS(10) KEYS(11) KEYS(12) KEYS(13) KEYS(14) KEYS(15) KEYS(16)
-  }
-#undef KEYS
-  return lanes_zero();
-}
-
 /* n = b->rows, a constant. */
 WORD void short_block_scores(const short_block *b, int n, real *s, const vector_rows *q, const vector_rows *k,
                              int64_t vectors, lanes factor, short_ahead *ahead, attend_type type) {
@@ -87,7 +71,7 @@ WORD void short_block_scores(const short_block *b, int n, real *s, const vector_
     if (n == SHORT_BLOCK && b->stairs && b->last - j == n)
       sums = short_dots(&queries, n, &some, n, true, vectors, type);
     else
-      sums = short_block_dots(&queries, n, &some, keys, vectors, type);
+      sums = short_dots_of(&queries, n, &some, keys, vectors, type);
     lanes_store(s, lanes_mul(sums, factor));
     short_ahead_rows(ahead, ahead->pace);
   }
@@ -249,8 +233,8 @@ WORD bool short_values_sums(const short_values *t, const real *p, int p_step, co
 WORD bool short_values_rows(const short_values *t, const real *p, int p_step, int query, int n, int first, int keys,
                             bool half, bool stairs, bool hides, attend_type type) {
   const int parts = short_parts(type);
-  const char *v = t->v.rows + first * t->v.step;
   char *out = t->out + query * t->step;
+  const char *v = keys ? t->v.rows + first * t->v.step : out; /* or anything that is not read */
   lanes sum[SHORT_PRODUCT_ROWS][8];
   bool finite = true;
   int64_t left = t->columns;
@@ -263,11 +247,11 @@ WORD bool short_values_rows(const short_values *t, const real *p, int p_step, in
       short_values_store(out, t->step, sum, n, vectors, false, type);                                                  \
     v += vectors / parts * (int)sizeof(lanes), out += vectors / parts * (int)sizeof(lanes);                            \
   }
-  TILES(4)
-  TILES(2)
-  TILES(1)
+  TILES(4);
+  TILES(2);
+  TILES(1);
 #undef TILES
-      if (left > 0) {
+  if (left > 0) {
     finite &= short_values_sums(t, p, p_step, v, keys, half, sum, n, parts, stairs, hides, type);
     short_values_store_first(out, t->step, sum, n, (int)left, type);
   }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Forward on short sequences with options, as short.inc.c says, and on pairs of one query and one key. */
+/* Forward on short sequences with options, as short.inc.c says (on all where there are no blocks), and on pairs of one
+ * query and one key. */
 
 /* P = 2^(S - max) in place over `keys` rows; factor[i] = scale / sum, 0 where nothing is seen; lse in base e. */
 static void short_softmax(real *s, int width, int keys, real sink, real scale, real *factor, real *lse) {

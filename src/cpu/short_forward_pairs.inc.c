@@ -127,7 +127,8 @@ static bool short_forward_next(const short_forward_context *f, short_walk *walk,
   if (same) {
     x->shape = before->shape;
     x->q = before->q + f->q.head, x->out = before->out + f->out.head;
-    x->k = before->k + (own_keys ? f->k.head : 0), x->v = before->v + (own_keys ? f->v.head : 0);
+    x->k = before->k ? before->k + (own_keys ? f->k.head : 0) : NULL; /* no keys */
+    x->v = before->v ? before->v + (own_keys ? f->v.head : 0) : NULL;
     x->lse = before->lse ? before->lse + p->layout[OPERAND_LSE].head : NULL;
   } else
     short_forward_first(f, x);

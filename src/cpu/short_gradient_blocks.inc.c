@@ -84,7 +84,9 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, real 
       probability = lanes_select(hidden, lanes_zero(), probability);
       gradient = lanes_select(hidden, lanes_zero(), gradient);
     }
-    const lanes next[2] = {n == 1 ? lanes_zero() : lanes_rotate(probability, 1), /* query's */
+    /* The next query's: of the last it is another key's, but words are read of even queries alone, and blocks begin
+     * at one. */
+    const lanes next[2] = {n == 1 ? lanes_zero() : lanes_rotate(probability, 1),
                            n == 1 ? lanes_zero() : lanes_rotate(gradient, 1)};
     short_block_store(to->p + b->query, to->width, key, last, tile_words(probability, next[0]), n, 1);
     short_block_store(to->ds + b->query, to->width, key, last, tile_words(gradient, next[1]), n, 1);

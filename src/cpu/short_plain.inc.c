@@ -13,7 +13,13 @@ static void short_plain_scores(const short_forward_context *f, const short_forwa
 static void short_plain_row(const short_forward_context *f, char *to, const char *from) {
   const attend_problem *p = f->problem;
   const int64_t size = (int64_t)attend_type_size(p->type), col = p->layout[OPERAND_OUT].col;
-  if (p->type == TYPE_F16)
+  if (p->type == TYPE_F16 && f->stream)
+    for (int64_t c = 0; c < p->v_dim; c += 2 * LANES) {
+      const real *x = (const real *)(const void *)from + c;
+      const lanes two[2] = {lanes_load(x), lanes_load(x + LANES)};
+      short_stream(to, c, two, p->v_dim, TYPE_F16);
+    }
+  else if (p->type == TYPE_F16)
     for (int64_t c = 0; c < p->v_dim; c += LANES) {
       const int64_t count = p->v_dim - c < LANES ? p->v_dim - c : LANES;
       const lanes x = lanes_load((const real *)(const void *)from + c);

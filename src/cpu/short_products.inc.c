@@ -270,14 +270,15 @@ WORD void short_product_as(const short_product *t, bool along, attend_type type)
 }
 /* A function for each type: where one has them all, gcc keeps more on the stack, and a call for one pair of 5 tokens
  * takes 365 ns, not 320. */
-#define MULTIPLY(name, type)                                                                                           \
-  static __attribute__((noinline)) void name(const short_product *t) {                                                 \
-    t->along ? short_product_as(t, true, type) : short_product_as(t, false, type);                                     \
-  }
-MULTIPLY(short_multiply_f16, TYPE_F16)
-MULTIPLY(short_multiply_bf16, TYPE_BF16)
-MULTIPLY(short_multiply_real, REAL_TYPE)
-#undef MULTIPLY
+WORD void short_multiply_as(const short_product *t, attend_type type) {
+  if (t->along)
+    short_product_as(t, true, type);
+  else
+    short_product_as(t, false, type);
+}
+static __attribute__((noinline)) void short_multiply_f16(const short_product *t) { short_multiply_as(t, TYPE_F16); }
+static __attribute__((noinline)) void short_multiply_bf16(const short_product *t) { short_multiply_as(t, TYPE_BF16); }
+static __attribute__((noinline)) void short_multiply_real(const short_product *t) { short_multiply_as(t, REAL_TYPE); }
 static void short_multiply(const short_product *t, attend_type any) {
   const attend_type type = short_type(any);
   if (type == TYPE_F16)

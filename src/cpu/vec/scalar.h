@@ -210,8 +210,8 @@ WORD void lanes_transpose(lanes x[LANES]) {
     for (int i = 0; i < LANES; i++) x[i] = y[i];
   }
 }
-#if LANES == 8 /* within halves, which is one instruction a shuffle of AVX2; halves are added last: 21 in all, not 35  \
-                */
+#if LANES == 8
+/* Within halves, which is one instruction a shuffle of AVX2; halves are added last: 21 in all, not 35. */
 WORD lanes lanes_sums(const lanes x[LANES]) { /* lane i is the sum of the lanes of x[i] */
   lanes y[4], z[2];
 #pragma GCC unroll 4
