@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What may not be seen changes nothing, bit for bit (but in the kernels of dot products, which redo a poisoned tile in
- * another order): NaN and Inf in every key, value, bias and query that is hidden
+/* What may not be seen changes nothing, bit for bit: NaN and Inf in every key, value, bias and query that is hidden
  * from everybody; and NaN that some rows see reaches those rows alone. */
 #include "support/judge.h"
 
