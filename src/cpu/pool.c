@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* A pool of threads that help whoever calls. A call is a job on its caller's stack, linked into one list; idle threads
- * attach to the first job that has tasks left, and the caller works on its own job like any helper. Nobody ever waits
+/* A pool of threads that help whoever calls. A call is a job on its caller's stack, published in a slot; idle threads
+ * enter the first slot whose job has tasks left, and the caller works on its own job like any helper. Nobody ever waits
  * for a task that has not been taken by a running thread, so nesting, concurrent callers and missing threads cannot
  * deadlock.
  *
  * Idle threads and waiting callers spin for some microseconds before they sleep: a futex wake costs 5 to 50 us, which
- * is longer than many a short attention call. They do not spin when there are more threads than CPUs. */
+ * is longer than many a short attention call. They do not spin when there are more threads than CPUs. Threads come and
+ * go without a lock, which 16 of them would take in turns for 30 us, and those that are awake wake the others. */
 #if !defined(_GNU_SOURCE)
 #define _GNU_SOURCE 1 /* sched_getaffinity */
 #endif
@@ -13,6 +14,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -21,30 +23,37 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_THREADS = 1024, SPIN_NANOSECONDS = 20000, RETRY_CALLS = 256 };
+enum { MAX_THREADS = 1024, SLOTS = 64, SPIN_NANOSECONDS = 20000, RETRY_CALLS = 256 };
 
 typedef struct job {
-  struct job *next;
   void (*task)(void *context, int index);
   void *context;
   int count;
   atomic_int taken;   /* tasks handed out so far; may run past count */
-  atomic_int helpers; /* threads of the pool inside this job; written under the lock */
+  atomic_int to_wake; /* sleeping threads that are still wanted; may run below 0 */
 } job;
 
+/* A slot's state: 0 is free, else INSIDE for each thread that may use the job, its caller among them, and flags. */
+enum { OPEN = 1, CALLER_SLEEPS = 2, INSIDE = 4 };
+typedef struct slot {
+  _Alignas(64) atomic_int state;
+  job *job;   /* valid for those inside */
+  sem_t done; /* posted by the last helper that leaves, if the caller sleeps */
+} slot;
+
 static struct {
+  slot slots[SLOTS];
+  atomic_int published; /* counts jobs ever published: what idle threads spin on */
+  atomic_int sleepers;  /* threads that wait on `work` and have not been posted for */
+  sem_t work;
+  atomic_int size; /* threads that run; they and what follows change under the lock */
+  atomic_bool spin, stopped;
   pthread_mutex_t lock;
-  pthread_cond_t work, done;
-  job *jobs;             /* oldest first */
-  atomic_uint published; /* counts jobs ever published: what idle threads spin on */
-  int size;              /* threads that run */
-  int sleepers;          /* of them, those waiting on `work` */
-  int waiting;           /* callers waiting on `done` */
-  int retry;             /* calls until the next try to start threads, after one could not be started */
-  unsigned generation;   /* forks survived */
-  bool spin, stopped, fork_handlers;
+  int retry;           /* calls until the next try to start threads, after one could not be started */
+  unsigned generation; /* forks survived */
+  bool prepared;       /* for forks */
   pthread_t threads[MAX_THREADS];
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 int attend_pool_default_threads(void) {
   int result = 0;
@@ -73,9 +82,19 @@ static int64_t nanoseconds(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* Until *word has another value than `old`, but not for long; the value that it has then. */
+static int spin_while(atomic_int *word, int old) {
+  int64_t end = nanoseconds() + SPIN_NANOSECONDS;
+  int now;
+  do {
+    for (int i = 0; i < 8 && (now = atomic_load_explicit(word, memory_order_acquire)) == old; i++) relax();
+  } while (now == old && nanoseconds() < end);
+  return now;
+}
+
 /* ---- Both sides ------------------------------------------------------------------------------------------------ */
 
-static bool has_tasks(job *j) { return atomic_load_explicit(&j->taken, memory_order_relaxed) < j->count; }
+static bool has_tasks(const job *j) { return atomic_load_explicit(&j->taken, memory_order_relaxed) < j->count; }
 
 static void take_tasks(job *j) {
   for (;;) {
@@ -85,135 +104,140 @@ static void take_tasks(job *j) {
   }
 }
 
-/* ---- Threads of the pool --------------------------------------------------------------------------------------- */
-
-static job *find_job(void) {
-  job *j = pool.jobs;
-  while (j && !has_tasks(j)) j = j->next;
-  return j;
+/* One sleeper less: who gets true owes `work` a post, or is the sleeper itself and need not wait. */
+static bool take_sleeper(void) {
+  int n = atomic_load(&pool.sleepers);
+  while (n > 0)
+    if (atomic_compare_exchange_weak(&pool.sleepers, &n, n - 1)) return true;
+  return false;
 }
 
-/* Called and returns with the lock held; drops it meanwhile. */
-static void await_job(void) {
-  unsigned seen = atomic_load_explicit(&pool.published, memory_order_relaxed);
-  if (pool.spin) {
-    pthread_mutex_unlock(&pool.lock);
-    int64_t end = nanoseconds() + SPIN_NANOSECONDS;
-    do {
-      for (int i = 0; i < 8 && atomic_load_explicit(&pool.published, memory_order_acquire) == seen; i++) relax();
-    } while (atomic_load_explicit(&pool.published, memory_order_acquire) == seen && nanoseconds() < end);
-    pthread_mutex_lock(&pool.lock);
-  }
-  if (pool.stopped || atomic_load_explicit(&pool.published, memory_order_relaxed) != seen) return;
-  pool.sleepers++;
-  pthread_cond_wait(&pool.work, &pool.lock);
-  pool.sleepers--;
+/* Everybody who is awake helps with it, so that the number of them doubles by each wake's time. */
+static void wake_others(job *j) {
+  while (atomic_load(&pool.sleepers) && has_tasks(j) && atomic_fetch_sub(&j->to_wake, 1) > 0 && take_sleeper())
+    sem_post(&pool.work);
+}
+
+static void wait_for(sem_t *semaphore) {
+  while (sem_wait(semaphore)) {
+  } /* a signal came */
+}
+
+/* ---- Threads of the pool --------------------------------------------------------------------------------------- */
+
+/* Enter the slot if it is open: its caller does not return until we have left. */
+static bool enter(slot *s) {
+  int state = atomic_load_explicit(&s->state, memory_order_relaxed);
+  while (state & OPEN)
+    if (atomic_compare_exchange_weak_explicit(&s->state, &state, state + INSIDE, memory_order_acquire,
+                                              memory_order_relaxed))
+      return true;
+  return false;
+}
+
+static void leave(slot *s) {
+  if (atomic_fetch_sub_explicit(&s->state, INSIDE, memory_order_acq_rel) == (INSIDE * 2 | CALLER_SLEEPS))
+    sem_post(&s->done);
+}
+
+/* Until another job than those of `seen` is published. */
+static void await_job(int seen) {
+  if (atomic_load_explicit(&pool.spin, memory_order_relaxed) && spin_while(&pool.published, seen) != seen) return;
+  atomic_fetch_add(&pool.sleepers, 1);
+  if (atomic_load(&pool.published) != seen && take_sleeper()) return;
+  wait_for(&pool.work);
 }
 
 static void *help(void *unused) {
   (void)unused;
-  pthread_mutex_lock(&pool.lock);
-  unsigned generation = pool.generation;
-  while (!pool.stopped) {
-    job *j = find_job();
-    if (!j) {
-      await_job();
-      continue;
+  const unsigned generation = pool.generation;
+  for (;;) {
+    int seen = atomic_load_explicit(&pool.published, memory_order_acquire); /* before what it announces */
+    if (atomic_load_explicit(&pool.stopped, memory_order_relaxed)) return NULL;
+    for (slot *s = pool.slots; s < pool.slots + SLOTS; s++) {
+      if (!enter(s)) continue;
+      wake_others(s->job);
+      take_tasks(s->job);
+      if (generation != pool.generation) return NULL; /* a task forked, this is the child: no thread of the pool */
+      leave(s);
     }
-    atomic_fetch_add_explicit(&j->helpers, 1, memory_order_relaxed);
-    pthread_mutex_unlock(&pool.lock);
-    take_tasks(j);
-    pthread_mutex_lock(&pool.lock);
-    if (generation != pool.generation)
-      break; /* the task forked and this is the child: no longer a thread of the pool */
-    /* The last access to *j: its caller may return as soon as it sees 0 and has had the lock. */
-    if (atomic_fetch_sub_explicit(&j->helpers, 1, memory_order_release) == 1 && pool.waiting)
-      pthread_cond_broadcast(&pool.done);
+    await_job(seen);
   }
-  pthread_mutex_unlock(&pool.lock);
-  return NULL;
 }
 
 /* ---- Fork: the child has one thread, and state that no other thread was changing ------------------------------- */
 
+static void make_semaphores(void) {
+  sem_init(&pool.work, 0, 0);
+  for (int i = 0; i < SLOTS; i++) sem_init(&pool.slots[i].done, 0, 0);
+}
+
 static void before_fork(void) { pthread_mutex_lock(&pool.lock); }
 static void after_fork_parent(void) { pthread_mutex_unlock(&pool.lock); }
 static void after_fork_child(void) {
-  pool.size = pool.sleepers = pool.waiting = pool.retry = 0;
-  pool.jobs = NULL;
+  for (int i = 0; i < SLOTS; i++) atomic_store(&pool.slots[i].state, 0);
+  make_semaphores(); /* those of before still count waiters that do not exist here */
+  atomic_store(&pool.sleepers, 0);
+  atomic_store(&pool.size, 0);
+  pool.retry = 0;
   pool.generation++;
-  pool.work = (pthread_cond_t)PTHREAD_COND_INITIALIZER; /* still counts waiters that do not exist here */
-  pool.done = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
   pthread_mutex_unlock(&pool.lock);
 }
 
 /* ---- Callers --------------------------------------------------------------------------------------------------- */
 
-/* With the lock held: have `wanted` threads, or as many as can be made. */
+/* Have `wanted` threads, or as many as can be made. */
 static void start_threads(int wanted) {
   if (wanted > MAX_THREADS) wanted = MAX_THREADS;
-  if (pool.size >= wanted || pool.stopped) return;
+  if (atomic_load_explicit(&pool.size, memory_order_acquire) >= wanted) return;
+  pthread_mutex_lock(&pool.lock);
+  if (!pool.prepared && !pthread_atfork(before_fork, after_fork_parent, after_fork_child)) {
+    make_semaphores();
+    pool.prepared = true;
+  }
   if (pool.retry > 0) {
     pool.retry--;
-    return;
-  }
-  if (!pool.fork_handlers) {
-    if (pthread_atfork(before_fork, after_fork_parent, after_fork_child)) return;
-    pool.fork_handlers = true;
-  }
-  sigset_t all, before; /* the program's signals are not for these threads */
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  for (; pool.size < wanted; pool.size++) {
-    if (pthread_create(&pool.threads[pool.size], NULL, help, NULL)) {
-      pool.retry = RETRY_CALLS;
-      break;
-    }
-  }
-  pthread_sigmask(SIG_SETMASK, &before, NULL);
-  pool.spin = pool.size < attend_pool_default_threads();
-}
-
-static unsigned publish(job *j) {
-  pthread_mutex_lock(&pool.lock);
-  unsigned generation = pool.generation;
-  start_threads(j->count - 1);
-  job **end = &pool.jobs;
-  while (*end) end = &(*end)->next;
-  *end = j;
-  atomic_fetch_add_explicit(&pool.published, 1, memory_order_release);
-  int wake = pool.sleepers < j->count - 1 ? pool.sleepers : j->count - 1;
-  bool all = wake == pool.sleepers;
-  pthread_mutex_unlock(&pool.lock);
-  if (wake > 1 && all)
-    pthread_cond_broadcast(&pool.work);
-  else
-    for (; wake > 0; wake--) pthread_cond_signal(&pool.work);
-  return generation;
-}
-
-/* Take the job off the list, so that nobody joins it any more, and wait for those inside. */
-static void retire(job *j, unsigned generation) {
-  pthread_mutex_lock(&pool.lock);
-  if (generation == pool.generation) {
-    job **link = &pool.jobs;
-    while (*link != j) link = &(*link)->next;
-    *link = j->next;
-    if (pool.spin && atomic_load_explicit(&j->helpers, memory_order_relaxed)) {
-      pthread_mutex_unlock(&pool.lock);
-      int64_t end = nanoseconds() + SPIN_NANOSECONDS;
-      do {
-        for (int i = 0; i < 8 && atomic_load_explicit(&j->helpers, memory_order_acquire); i++) relax();
-      } while (atomic_load_explicit(&j->helpers, memory_order_acquire) && nanoseconds() < end);
-      pthread_mutex_lock(&pool.lock);
-    }
-    while (atomic_load_explicit(&j->helpers, memory_order_acquire) && generation == pool.generation) {
-      pool.waiting++;
-      pthread_cond_wait(&pool.done, &pool.lock);
-      pool.waiting--;
-    }
+  } else if (pool.prepared && !atomic_load(&pool.stopped)) {
+    sigset_t all, before; /* the program's signals are not for these threads */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int size = atomic_load(&pool.size);
+    atomic_store(&pool.spin, wanted < attend_pool_default_threads());
+    while (size < wanted && !pthread_create(&pool.threads[size], NULL, help, NULL)) size++;
+    if (size < wanted) pool.retry = RETRY_CALLS;
+    atomic_store_explicit(&pool.size, size, memory_order_release);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
   }
   pthread_mutex_unlock(&pool.lock);
+}
+
+/* The job in a slot of its own, open to helpers; NULL if none is free. */
+static slot *publish(job *j) {
+  for (slot *s = pool.slots; s < pool.slots + SLOTS; s++) {
+    int state = 0;
+    if (atomic_load_explicit(&s->state, memory_order_relaxed) ||
+        !atomic_compare_exchange_strong_explicit(&s->state, &state, INSIDE, memory_order_acquire, memory_order_relaxed))
+      continue;
+    s->job = j;
+    atomic_fetch_or_explicit(&s->state, OPEN, memory_order_release);
+    atomic_fetch_add(&pool.published, 1);
+    wake_others(j);
+    return s;
+  }
+  return NULL;
+}
+
+/* Nobody enters any more; wait for those inside. */
+static void retire(slot *s) {
+  int state = atomic_fetch_and_explicit(&s->state, ~OPEN, memory_order_acq_rel) & ~OPEN;
+  while (state != INSIDE && atomic_load_explicit(&pool.spin, memory_order_relaxed)) {
+    int now = spin_while(&s->state, state);
+    if (now == state) break;
+    state = now;
+  }
+  if (state != INSIDE && (atomic_fetch_or_explicit(&s->state, CALLER_SLEEPS, memory_order_acq_rel)) != INSIDE)
+    wait_for(&s->done);
+  atomic_store_explicit(&s->state, 0, memory_order_release);
 }
 
 void attend_pool_parallel_for(void *user, int count, void (*task)(void *context, int index), void *context) {
@@ -222,21 +246,22 @@ void attend_pool_parallel_for(void *user, int count, void (*task)(void *context,
     if (count == 1) task(context, 0);
     return;
   }
-  job j = {.task = task, .context = context, .count = count};
-  unsigned generation = publish(&j);
+  job j = {.task = task, .context = context, .count = count, .to_wake = count - 1};
+  start_threads(count - 1);
+  const unsigned generation = pool.generation;
+  slot *s = publish(&j);
   take_tasks(&j);
-  retire(&j, generation);
+  if (s && generation == pool.generation) retire(s); /* in a forked child its helpers do not exist */
 }
 
 /* Before the library's code is unmapped, and before leak checkers count threads. Calls that come later run alone. */
 __attribute__((destructor)) static void stop_threads(void) {
   pthread_mutex_lock(&pool.lock);
-  pool.stopped = true;
-  atomic_fetch_add_explicit(&pool.published, 1, memory_order_release);
-  int size = pool.size;
-  pool.size = 0;
-  pthread_cond_broadcast(&pool.work);
+  atomic_store(&pool.stopped, true);
+  int size = atomic_exchange(&pool.size, 0);
   pthread_mutex_unlock(&pool.lock);
+  atomic_fetch_add(&pool.published, 1);
+  while (take_sleeper()) sem_post(&pool.work);
   for (int i = 0; i < size; i++) {
     if (pthread_equal(pool.threads[i], pthread_self()))
       pthread_detach(pool.threads[i]); /* a task called exit() */
