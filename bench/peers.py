@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """This library beside PyTorch and ONNX Runtime on the CPU: same inputs, same process, calls interleaved, medians after a
-warm-up, inputs rotated past the cache. Checks that they agree, prints a table, draws docs/performance/cpu.svg, and
+warm-up, inputs rotated past the cache; with several threads a pause before each call. Checks that they agree, prints a table, draws docs/performance/cpu.svg, and
 replaces the table of docs/performance/cpu.md between its markers."""
 import argparse
 import dataclasses
@@ -112,6 +112,7 @@ def onnx_session(case, threads):
     model.ir_version = 8
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1") # else its threads spin into the others' turns
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -176,6 +177,8 @@ def measure(library, case, threads, seconds):
     start, turn = time.perf_counter(), 0
     while turn < 9 or time.perf_counter() - start < seconds:
         for name, call in made[turn % sets][0].items():
+            if threads > 1:
+                time.sleep(0.01) # the threads of another library spin on after their work
             before = clock()
             call()
             times[name].append(clock() - before)
