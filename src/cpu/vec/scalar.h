@@ -23,11 +23,13 @@ typedef double real;
 typedef int64_t lane_integer;
 #define LANES (VECTOR_BYTES / 8)
 #define FUSED __builtin_fma
+#define FUSED_VECTOR __builtin_ia32_vfmaddpd256
 #else
 typedef float real;
 typedef int32_t lane_integer;
 #define LANES (VECTOR_BYTES / 4)
 #define FUSED __builtin_fmaf
+#define FUSED_VECTOR __builtin_ia32_vfmaddps256
 #endif
 typedef real lanes __attribute__((vector_size(VECTOR_BYTES)));
 typedef lane_integer lane_mask __attribute__((vector_size(VECTOR_BYTES)));
@@ -38,12 +40,15 @@ typedef lane_integer lane_mask __attribute__((vector_size(VECTOR_BYTES)));
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lane_mask){__VA_ARGS__})
 #endif
 #if LANES == 2
+#define LANE_NUMBERS ((lane_mask){0, 1})
 #define FIRST_BY_TURNS 0, 2
 #define SECOND_BY_TURNS 1, 3
 #elif LANES == 4
+#define LANE_NUMBERS ((lane_mask){0, 1, 2, 3})
 #define FIRST_BY_TURNS 0, 4, 1, 5
 #define SECOND_BY_TURNS 2, 6, 3, 7
 #else
+#define LANE_NUMBERS ((lane_mask){0, 1, 2, 3, 4, 5, 6, 7})
 #define FIRST_BY_TURNS 0, 8, 1, 9, 2, 10, 3, 11
 #define SECOND_BY_TURNS 4, 12, 5, 13, 6, 14, 7, 15
 #endif
@@ -52,12 +57,10 @@ typedef lane_integer lane_mask __attribute__((vector_size(VECTOR_BYTES)));
 
 WORD lanes lanes_zero(void) { return (lanes){0}; }
 WORD lanes lanes_set1(real x) { return x - (lanes){0}; }
-WORD lanes lanes_load(const real *p) {
-  lanes x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-WORD void lanes_store(real *p, lanes x) { memcpy(p, &x, sizeof x); }
+/* Lanes anywhere in memory: what memcpy has put into them gcc may keep there. */
+typedef real lanes_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
+WORD lanes lanes_load(const real *p) { return *(const lanes_anywhere *)p; }
+WORD void lanes_store(real *p, lanes x) { *(lanes_anywhere *)p = x; }
 /* x as a register, where gcc would read it from memory for each of its uses. */
 WORD lanes lanes_once(lanes x) {
 #if defined(__SSE2__)
@@ -167,9 +170,12 @@ WORD lanes lanes_add(lanes a, lanes b) { return a + b; }
 WORD lanes lanes_sub(lanes a, lanes b) { return a - b; }
 WORD lanes lanes_mul(lanes a, lanes b) { return a * b; }
 WORD lanes lanes_div(lanes a, lanes b) { return a / b; }
-/* a * b + c, fused where that is one instruction, which is what the loop becomes. */
+/* a * b + c, fused where that is one instruction, which is what the loop becomes; but in the longest blocks of code gcc
+ * gives up looking for vectors, and takes half as long to compile where it need not look. */
 WORD lanes lanes_fma(lanes a, lanes b, lanes c) {
-#if defined(__FMA__) || defined(__aarch64__)
+#if defined(__FMA__) && VECTOR_BYTES == 32
+  return FUSED_VECTOR(a, b, c);
+#elif defined(__FMA__) || defined(__aarch64__)
   lanes x = {0};
 #pragma GCC unroll 8
   for (int i = 0; i < LANES; i++) x[i] = FUSED(a[i], b[i], c[i]);
@@ -243,9 +249,7 @@ WORD lanes lanes_rotate(lanes a, int n) { /* lane i is lane (i + n) % LANES of a
   for (int i = 0; i < LANES; i++) x[i] = a[(i + n) % LANES];
   return x;
 #else
-  lane_mask index;
-  for (int i = 0; i < LANES; i++) index[i] = (i + n) % LANES;
-  return __builtin_shuffle(a, index);
+  return __builtin_shuffle(a, (n + LANE_NUMBERS) % LANES); /* set one by one, gcc would make the lanes at run time */
 #endif
 }
 WORD lanes lanes_index(void) { /* 0, 1, 2, … */
