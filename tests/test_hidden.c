@@ -153,14 +153,15 @@ static void what_some_rows_see_reaches_no_other(void **state) {
 static void the_last_value_changes_only_what_sees_it(void **state) {
   (void)state;
   int failed = 0;
-  for (int64_t length = 2; length <= 23; length += 7)
-    for (int t = 0; t < 4; t++) {
-      problem_spec spec = hiding_spec(types[t], 4, 0);
-      spec.q_len = spec.k_len = length, spec.batch = 1, spec.heads = 1;
+  for (int64_t length = 2; length <= 23; length += length < 9 ? 1 : 7)
+    for (int t = 0; t < 8; t++) {
+      problem_spec spec = hiding_spec(types[t % 4], 4, 0);
+      const int64_t dim = t < 4 ? 16 : 64;
+      spec.q_len = spec.k_len = length, spec.batch = 1, spec.heads = 1, spec.head_dim = spec.v_dim = dim;
       test_problem clean, dirty;
       problem_make(&clean, &spec);
       problem_make(&dirty, &spec);
-      tensor_set(&dirty.t[OPERAND_V], length * 16 - 1, NAN);
+      tensor_set(&dirty.t[OPERAND_V], length * dim - 1, NAN);
       run_for_backward(&clean), run_for_backward(&dirty);
       kernel_names kernels = usable_kernels(ATTEND_BACKWARD, spec.dtype);
       for (int k = -1; k < kernels.count; k++) {
@@ -169,7 +170,7 @@ static void the_last_value_changes_only_what_sees_it(void **state) {
         if (run_kernel(&clean, ATTEND_BACKWARD, name, 1, &x)) continue;
         if (run_kernel(&dirty, ATTEND_BACKWARD, name, 1, &y)) fail_msg("%s", attend_error_message());
         bool same = tensor_same_bits(&x.t[OPERAND_D_V], &y.t[OPERAND_D_V]);
-        for (int64_t e = 0; e < (length - 1) * 16; e++) {
+        for (int64_t e = 0; e < (length - 1) * dim; e++) {
           const double a = tensor_get(&x.t[OPERAND_D_Q], e), b = tensor_get(&y.t[OPERAND_D_Q], e);
           same = same && memcmp(&a, &b, sizeof a) == 0;
         }

@@ -20,6 +20,7 @@ enum { SHORT_BATCH = 8, SHORT_SCORES = 512 };
 /* What a plan decides beside the workspace: attend_choice.own. */
 enum {
   SHORT_OWN_ONES,
+  SHORT_OWN_TRIANGLE,
   SHORT_OWN_OPTIONS,
   SHORT_OWN_STREAM_Q,
   SHORT_OWN_STREAM_K,

@@ -7,11 +7,6 @@
  * sees one key has P = 1 and dS = 0 exactly. Then dS = P (dP - delta), and dQ, dK, dV leave in rows like O. An item of
  * work is SHORT_PAIRS pairs (sequence, key head); heads that share keys add to dK and dV in scratch, in order. */
 
-/* The matrices of a (sequence, head): first those of its queries. */
-enum { PAIR_Q, PAIR_D_OUT, PAIR_D_Q, PAIR_K, PAIR_V, PAIR_D_K, PAIR_D_V, PAIR_MATRICES };
-static const operand_id pair_operands[] = {OPERAND_Q, OPERAND_D_OUT, OPERAND_D_Q, OPERAND_K,
-                                           OPERAND_V, OPERAND_D_K,   OPERAND_D_V};
-
 typedef struct short_backward_context {
   const attend_problem *problem;
   const attend_choice *choice;
@@ -20,7 +15,10 @@ typedef struct short_backward_context {
   size_t bytes_per_worker;
   int64_t group;               /* query heads that share keys */
   int64_t next[PAIR_MATRICES]; /* bytes from a head to the next */
+  short_triangle triangle;     /* what all pairs share of one */
   bool stream_q, stream_k, stream_v;
+  bool triangles; /* pairs whose lengths are those of one may be one */
+  bool whole;     /* outputs are just to be stored */
   bool options;   /* slices differ by more than where rows lie */
   bool in_blocks; /* scores depend on nothing but the positions of query and key */
 } short_backward_context;
@@ -135,6 +133,21 @@ static void short_zero_rows(const attend_matrix *m, int64_t first, int64_t rows,
                     columns - c < LANES ? columns - c : LANES, size);
 }
 
+/* May a pair be a triangle, if its lengths are those of one? */
+static bool short_may_be_triangles(const attend_problem *p) {
+  return TRIANGLE_MAX && p->type == short_type(REAL_TYPE) && p->head_dim == p->v_dim &&
+         p->head_dim % (TRIANGLE_VECTORS * LANES) == 0 && !short_has_options(p) && p->softcap == 0 &&
+         !attend_has(p, OPERAND_D_LSE);
+}
+/* Are outputs, and inputs if asked for, read and written in place? */
+static bool short_is_whole(const attend_problem *p, bool inputs) {
+  static const bool is_output[PAIR_MATRICES] = {[PAIR_D_Q] = true, [PAIR_D_K] = true, [PAIR_D_V] = true};
+  bool whole = p->heads == p->kv_heads && !p->accumulate;
+  for (int i = 0; i < PAIR_MATRICES; i++)
+    if (attend_has(p, pair_operands[i]) && (inputs || is_output[i])) whole &= p->layout[pair_operands[i]].col == 1;
+  return whole;
+}
+
 static void short_backward_rows(const short_backward_context *c, short_backward_pair *x,
                                 const short_backward_scratch *w) {
   const attend_problem *p = c->problem;
@@ -230,11 +243,38 @@ static void short_backward_products(const short_backward_context *c, const short
   t.a = w->p, t.x = x->d_out, t.columns = p->v_dim;
   t.out = last ? d_v_out : nowhere, t.sums = first && last ? NULL : w->d_v, t.stream = c->stream_v;
   if (d_v_out.data) short_multiply(&t, p->type);
-  if (last && !p->accumulate && attend_has(p, OPERAND_KV_LEN)) {
-    int64_t owned = owned_keys(p, c->operands, x->b), size = (int64_t)attend_type_size(p->type);
-    short_zero_rows(&d_k_out, keys, owned, p->head_dim, size);
-    short_zero_rows(&d_v_out, keys, owned, p->v_dim, size);
-  }
+}
+
+/* P and dS of a pair that is a triangle of n tokens, and its gradients where they are just to be stored; else the first
+ * as matrices. */
+static void short_backward_triangle(const short_backward_context *c, short_backward_pair *x,
+                                    const short_backward_scratch *w, int n) {
+  short_triangle t = c->triangle;
+  const vector_rows *in[PAIR_MATRICES] = {
+      [PAIR_Q] = &x->q, [PAIR_K] = &x->k, [PAIR_V] = &x->v, [PAIR_D_OUT] = &x->d_out};
+  for (int i = 0; i < PAIR_MATRICES; i++)
+    if (in[i])
+      memcpy(&t.rows[i], &in[i]->rows, sizeof t.rows[i]), t.step[i] = in[i]->step;
+    else
+      t.rows[i] = c->whole ? x->m[i].data : NULL;
+  t.p = w->factor, t.ds = w->slope, t.ds_across = TILE_TERMS == 2 ? w->visible : t.ds;
+  x->finite = short_triangle_of(&t, n);
+  const int width = (int)round_up(n, LANES);
+  for (int j = 0; !c->whole && j < n; j++)
+    for (int i = 0; i < n; i++) {
+      const int to = j * width + i, first = triangle_first(n, i), at = triangle_at(n, i, j);
+      const bool none = j >= first + triangle_rows(n, first);
+      w->p[to] = none ? 0 : t.p[at], w->ds[to] = none ? 0 : t.ds[at], w->ds_across[to] = none ? 0 : t.ds_across[at];
+    }
+}
+
+/* Rows of dK and dV behind the keys that a sequence has. */
+static void short_backward_unused(const short_backward_context *c, const short_backward_pair *x) {
+  const attend_problem *p = c->problem;
+  if (!x->last || p->accumulate || !attend_has(p, OPERAND_KV_LEN)) return;
+  const int64_t owned = owned_keys(p, c->operands, x->b), size = (int64_t)attend_type_size(p->type);
+  short_zero_rows(&x->m[PAIR_D_K], x->shape->slice.k_len, owned, p->head_dim, size);
+  short_zero_rows(&x->m[PAIR_D_V], x->shape->slice.k_len, owned, p->v_dim, size);
 }
 
 /* The next pair, its rows to be asked for; false if there is none. `before`: the one before, or NULL. */
@@ -288,7 +328,7 @@ static void short_backward_item(void *context, int worker, int64_t index) {
   short_backward_pair ring[SHORT_LEAD + 1];
   short_blocks blocks;
   const short_shape *shape = NULL;
-  int slots = 1;
+  int slots = 1, triangle = 0;
   short_ahead ahead;
   ahead.parts = ahead.now = ahead.rows = 0, ahead.second = true;
   for (int64_t n = 0, count = step; n < count + SHORT_LEAD; n++) {
@@ -300,20 +340,60 @@ static void short_backward_item(void *context, int worker, int64_t index) {
     if (x->shape != shape) {
       shape = x->shape;
       slots = 1 + short_tiles(p, &shape->slice, 2, 3);
+      triangle = c->triangles ? short_triangle_tokens(&shape->range, shape->slice.q_len, shape->slice.k_len) : 0;
       if (short_is_in_blocks(c->in_blocks)) short_blocks_make(&shape->range, (int)shape->slice.q_len, &blocks);
     }
     ahead.pace = 1 + ahead.rows / slots;
     x->blocks = &blocks;
     short_backward_rows(c, x, &w);
-    if (short_is_in_blocks(c->in_blocks))
+    if (triangle)
+      short_backward_triangle(c, x, &w, triangle);
+    else if (short_is_in_blocks(c->in_blocks))
       short_backward_blocks(c, x, &w, &ahead);
     else {
       short_backward_scores(c, x, &w, &ahead);
       short_backward_gradient(c, x, &w);
     }
-    short_backward_products(c, x, &w, &ahead);
+    if (!triangle || !c->whole) short_backward_products(c, x, &w, &ahead);
+    short_backward_unused(c, x);
     short_ahead_rows(&ahead, 4 * SHORT_MAX);
     ahead.parts = ahead.now = ahead.rows = 0;
+  }
+  if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
+}
+
+/* The rows of pair (b, h) of a problem in which nothing about them depends on lengths. */
+WORD void short_triangle_rows(const short_backward_context *c, int64_t b, int64_t h, char *rows[PAIR_MATRICES]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < PAIR_MATRICES; i++) {
+    const attend_layout *l = &c->problem->layout[pair_operands[i]];
+    rows[i] = c->operands->data[pair_operands[i]];
+    if (rows[i]) rows[i] += (b * l->batch + h * l->head) * (int64_t)sizeof(real) / TILE_TERMS;
+  }
+}
+
+/* Pairs that all are triangles of as many tokens, read and written in place. */
+static void short_backward_triangles(void *context, int worker, int64_t index) {
+  const short_backward_context *c = context;
+  const attend_problem *p = c->problem;
+  const int n = (int)c->choice->own[SHORT_OWN_TRIANGLE];
+  const bool ask = !c->choice->own[SHORT_OWN_STAYS];
+  short_triangle t = c->triangle;
+  t.p = (real *)(void *)(c->workspace + (size_t)worker * c->bytes_per_worker);
+  t.ds = t.p + TRIANGLE_WORDS, t.ds_across = TILE_TERMS == 2 ? t.ds + TRIANGLE_WORDS : t.ds;
+  const int64_t first = index * SHORT_PAIRS, all = p->batch * p->heads - first;
+  const int64_t pairs = all < SHORT_PAIRS ? all : SHORT_PAIRS;
+  int64_t b = first ? first / p->heads : 0, h = first - b * p->heads;
+  char *ring[SHORT_LEAD + 1][PAIR_MATRICES];
+  memset(t.ahead, 0, sizeof t.ahead);
+  for (int64_t i = 0; i < pairs + SHORT_LEAD; i++) {
+    char **rows = ring[i % (SHORT_LEAD + 1)];
+    if (i < pairs) short_triangle_rows(c, b, h, rows);
+    if (++h == p->heads) h = 0, b++;
+    if (ask) memcpy(t.ahead, rows, i < pairs ? sizeof t.ahead : 0);
+    if (i < SHORT_LEAD) continue;
+    memcpy(t.rows, ring[(i + 1) % (SHORT_LEAD + 1)], sizeof t.rows);
+    short_triangle_of(&t, n);
   }
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
@@ -369,6 +449,13 @@ bool ENTRY(backward_short_plan)(const attend_kernel_row *row, const attend_probl
   const int64_t k_rows = p->kv_heads * (p->ragged_k ? p->k_total : p->batch * p->k_len);
   choice->own[SHORT_OWN_ONES] = short_is_one(p);
   choice->own[SHORT_OWN_OPTIONS] = short_has_options(p) || attend_has(p, OPERAND_D_LSE);
+  choice->own[SHORT_OWN_STAYS] = short_stays(p, q_rows + k_rows, p->head_dim + p->v_dim);
+  choice->own[SHORT_OWN_TRIANGLE] = 0;
+  if (short_may_be_triangles(p) && !attend_lengths_vary(p) && short_is_whole(p, true)) {
+    short_ranges ranges;
+    memcpy(&ranges, &choice->own[SHORT_OWN_RANGES], sizeof ranges);
+    choice->own[SHORT_OWN_TRIANGLE] = (uint64_t)short_triangle_tokens(&ranges, p->q_len, p->k_len);
+  }
   choice->own[SHORT_OWN_STREAM_Q] = short_streams(p, OPERAND_D_Q, q_rows, p->head_dim);
   choice->own[SHORT_OWN_STREAM_K] = short_streams(p, OPERAND_D_K, k_rows, p->head_dim);
   choice->own[SHORT_OWN_STREAM_V] = short_streams(p, OPERAND_D_V, k_rows, p->v_dim);
@@ -382,24 +469,37 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
                                         const attend_operands *operands, const attend_services *services,
                                         void *workspace, void *stream) {
   (void)stream;
-  short_backward_context c = {.problem = p,
-                              .choice = choice,
-                              .operands = operands,
-                              .workspace = workspace,
-                              .stream_q = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_D_Q),
-                              .stream_k = short_may_stream(choice, operands, SHORT_OWN_STREAM_K, OPERAND_D_K),
-                              .stream_v = short_may_stream(choice, operands, SHORT_OWN_STREAM_V, OPERAND_D_V)};
+  short_backward_context c; /* set member by member: an initializer would write all of it */
+  c.problem = p, c.choice = choice, c.operands = operands, c.workspace = workspace;
+  c.stream_q = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_D_Q);
+  c.stream_k = short_may_stream(choice, operands, SHORT_OWN_STREAM_K, OPERAND_D_K);
+  c.stream_v = short_may_stream(choice, operands, SHORT_OWN_STREAM_V, OPERAND_D_V);
   const int64_t items = (p->batch * p->kv_heads + SHORT_PAIRS - 1) / SHORT_PAIRS;
   if (!SHORT_ONLY_IN_BLOCKS && choice->own[SHORT_OWN_ONES]) {
     attend_for_each(services, (int)choice->threads, items, short_backward_ones, &c);
     return ATTEND_OK;
   }
+  c.bytes_per_worker =
+      choice->threads == 1 ? choice->workspace_bytes : choice->workspace_bytes / (size_t)choice->threads;
+#pragma GCC unroll 8
+  for (int i = 0; i < PAIR_MATRICES; i++) {
+    const attend_layout *l = &p->layout[pair_operands[i]];
+    c.next[i] = l->head * (int64_t)attend_type_size(p->type),
+    c.triangle.step[i] = l->row * (int64_t)attend_type_size(p->type);
+  }
+  memset(c.triangle.ahead, 0, sizeof c.triangle.ahead);
+  c.triangle.columns = p->head_dim, c.triangle.factor = score_factor(p), c.triangle.scale = (real)p->scale;
+  c.triangle.stream[PAIR_D_Q] = c.stream_q, c.triangle.stream[PAIR_D_K] = c.stream_k,
+  c.triangle.stream[PAIR_D_V] = c.stream_v;
+  if (TRIANGLE_MAX && choice->own[SHORT_OWN_TRIANGLE]) {
+    attend_for_each(services, (int)choice->threads, items, short_backward_triangles, &c);
+    return ATTEND_OK;
+  }
+  c.triangles = short_may_be_triangles(p);
+  c.whole = short_is_whole(p, false);
   c.group = attend_group(p);
   c.options = choice->own[SHORT_OWN_OPTIONS];
   c.in_blocks = !c.options && p->softcap == 0;
-  c.bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads;
-  for (int i = 0; i < PAIR_MATRICES; i++)
-    c.next[i] = p->layout[pair_operands[i]].head * (int64_t)attend_type_size(p->type);
   attend_for_each(services, (int)choice->threads, items, short_backward_item, &c);
   return ATTEND_OK;
 }

@@ -25,78 +25,75 @@ typedef struct short_gradient {
   real scale;
 } short_gradient;
 
-/* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices. n = b->rows is a
- * constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or NaN where scores or dP are not
- * finite, hidden or not: then P and dS are right only where they are not hidden, but 0 there in words of two. */
-WORD lanes short_block_gradient(const short_block *b, int n, int constant, real *s, real *dp,
-                                const short_gradient *to) {
+/* From scores to P and from dP to scale * dS, in place: `tiles` tiles, a constant if they are to stay in registers, of
+ * n queries, a constant. Where hidden a score is -inf and dP 0. */
+WORD void short_softmax_gradient(int n, int tiles, lanes *x, lanes *z, lanes scale) {
   const lanes minus_infinity = lanes_set1(-(real)INFINITY);
-  const int keys = LANES / n, tiles = constant ? constant : b->tiles;
-  const int last = (int)round_up(b->last, SHORT_BLOCK);
-  lanes max = minus_infinity, sum = lanes_zero(), delta = lanes_zero(), check = lanes_zero(), x[4];
+  lanes max = minus_infinity, sum = lanes_zero(), delta = lanes_zero();
 #pragma GCC unroll 4
-  for (int t = 0; t < tiles; t++) {
-    const int key = b->first + t * keys;
-    lanes y = lanes_load(s + t * LANES);
-    check = lanes_fma(y, lanes_zero(), check);
-    if (key < b->all_first || key + keys > b->all_last) {
-      const lane_mask hidden = short_block_hidden(b, key);
-      const lanes z = lanes_load(dp + t * LANES);
-      check = lanes_fma(z, lanes_zero(), check);
-      y = lanes_select(hidden, minus_infinity, y);
-      lanes_store(dp + t * LANES, lanes_select(hidden, lanes_zero(), z));
-    }
-    max = lanes_max(y, max);
-    if (constant)
-      x[t] = y;
-    else
-      lanes_store(s + t * LANES, y);
-  }
+  for (int t = 0; t < tiles; t++) max = lanes_max(x[t], max);
 #pragma GCC unroll 4
   for (int lane = LANES / 2; lane >= n; lane /= 2) max = lanes_max(lanes_rotate(max, lane), max);
   max = lanes_select(lanes_equal(max, minus_infinity), lanes_zero(), max);
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
-    lanes power = tile_exp2(lanes_sub(constant ? x[t] : lanes_load(s + t * LANES), max));
-    sum = lanes_add(sum, power);
-    delta = lanes_fma(power, lanes_load(dp + t * LANES), delta);
-    if (constant)
-      x[t] = power;
-    else
-      lanes_store(s + t * LANES, power);
+    x[t] = tile_exp2(lanes_sub(x[t], max));
+    sum = lanes_add(sum, x[t]);
+    delta = lanes_fma(x[t], z[t], delta);
   }
-  check = lanes_fma(delta, lanes_zero(), check);
 #pragma GCC unroll 4
   for (int lane = LANES / 2; lane >= n; lane /= 2) {
     sum = lanes_add(lanes_rotate(sum, lane), sum);
     delta = lanes_add(lanes_rotate(delta, lane), delta);
   }
-  lanes share = lanes_select(lanes_equal(sum, lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), sum));
+  const lanes share = lanes_select(lanes_equal(sum, lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), sum));
   delta = lanes_mul(delta, share);
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
+    x[t] = lanes_mul(x[t], share);
+    z[t] = lanes_mul(lanes_mul(x[t], lanes_sub(z[t], delta)), scale);
+  }
+}
+
+/* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices. n = b->rows is a
+ * constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or NaN where scores or dP are not
+ * finite, hidden or not: then P and dS are right only where they are not hidden, but 0 there in words of two. */
+WORD lanes short_block_gradient(const short_block *b, int n, int constant, const real *s, const real *dp,
+                                const short_gradient *to) {
+  const int keys = LANES / n, tiles = constant ? constant : b->tiles;
+  const int last = (int)round_up(b->last, SHORT_BLOCK);
+  lanes check = lanes_zero(), x[SHORT_MAX * SHORT_BLOCK / LANES], z[SHORT_MAX * SHORT_BLOCK / LANES];
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; t++) {
     const int key = b->first + t * keys;
-    lanes probability = lanes_mul(constant ? x[t] : lanes_load(s + t * LANES), share);
-    lanes gradient =
-        lanes_mul(lanes_mul(probability, lanes_sub(lanes_load(dp + t * LANES), delta)), lanes_set1(to->scale));
+    x[t] = lanes_load(s + t * LANES), z[t] = lanes_load(dp + t * LANES);
+    check = lanes_fma(z[t], lanes_zero(), lanes_fma(x[t], lanes_zero(), check));
+    if (key < b->all_first || key + keys > b->all_last) {
+      const lane_mask hidden = short_block_hidden(b, key);
+      x[t] = lanes_select(hidden, lanes_set1(-(real)INFINITY), x[t]), z[t] = lanes_select(hidden, lanes_zero(), z[t]);
+    }
+  }
+  short_softmax_gradient(n, tiles, x, z, lanes_set1(to->scale));
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; t++) {
+    const int key = b->first + t * keys;
     if (TILE_TERMS == 2 && (key < b->all_first || key + keys > b->all_last)) {
       const lane_mask hidden = short_block_hidden(b, key);
-      probability = lanes_select(hidden, lanes_zero(), probability);
-      gradient = lanes_select(hidden, lanes_zero(), gradient);
+      x[t] = lanes_select(hidden, lanes_zero(), x[t]), z[t] = lanes_select(hidden, lanes_zero(), z[t]);
     }
     /* The next query's: of the last it is another key's, but words are read of even queries alone, and blocks begin
      * at one. */
-    const lanes next[2] = {n == 1 ? lanes_zero() : lanes_rotate(probability, 1),
-                           n == 1 ? lanes_zero() : lanes_rotate(gradient, 1)};
-    short_block_store(to->p + b->query, to->width, key, last, tile_words(probability, next[0]), n, 1);
-    short_block_store(to->ds + b->query, to->width, key, last, tile_words(gradient, next[1]), n, 1);
+    const lanes next[2] = {n == 1 ? lanes_zero() : lanes_rotate(x[t], 1),
+                           n == 1 ? lanes_zero() : lanes_rotate(z[t], 1)};
+    short_block_store(to->p + b->query, to->width, key, last, tile_words(x[t], next[0]), n, 1);
+    short_block_store(to->ds + b->query, to->width, key, last, tile_words(z[t], next[1]), n, 1);
     if (TILE_TERMS == 2)
-      short_block_store(to->ds_across + b->query, to->width, key, last, tile_words(gradient, lanes_rotate(gradient, n)),
-                        n, 2);
+      short_block_store(to->ds_across + b->query, to->width, key, last, tile_words(z[t], lanes_rotate(z[t], n)), n, 2);
   }
   return check;
 }
-WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, real *dp, const short_gradient *to) {
+WORD lanes short_block_gradient_of(const short_block *b, int n, const real *s, const real *dp,
+                                   const short_gradient *to) {
   const int tiles = b->tiles;
   s += b->at, dp += b->at;
   if (tiles == 1) return short_block_gradient(b, n, 1, s, dp, to);
@@ -107,7 +104,7 @@ WORD lanes short_block_gradient_of(const short_block *b, int n, real *s, real *d
 }
 
 /* The same of all blocks. Are scores and dP finite? */
-static bool short_blocks_gradient(const short_blocks *x, real *s, real *dp, const short_gradient *to) {
+static bool short_blocks_gradient(const short_blocks *x, const real *s, const real *dp, const short_gradient *to) {
   lanes check = lanes_zero();
   for (int i = 0; i < x->count; i++) {
     const short_block *b = &x->block[i];

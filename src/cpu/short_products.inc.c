@@ -15,7 +15,8 @@ WORD void short_stream_parts(char *to, const char *from, int count, const char *
     else
       memcpy(to + at, from + at, sizeof(stream_part));
 }
-static void short_stream_two(char *to, const lanes x[2], const char *row, int64_t bytes, attend_type type) {
+static __attribute__((noinline)) void short_stream_two(char *to, const lanes x[2], const char *row, int64_t bytes,
+                                                       attend_type type) {
   char pair[2 * sizeof(lanes)];
   lanes_store_pair(pair, x, type);
   short_stream_parts(to, pair, (int)(2 * LANES * attend_type_size(type)), row, bytes);
@@ -91,13 +92,11 @@ static void short_product_rest(const short_product *t, int r, int64_t c, real *s
 
 enum { SHORT_PRODUCT_ROWS = 5 }; /* of a tile, at most */
 
-/* One term of rows `from` … `to` - 1. What one row alone loads may be the operand of its instruction. `second` is the
- * second row of x for words of two elements, where either may be NULL, a constant: then that element does not count. */
-WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, const char *x,
+/* One term of rows `from` … `to` - 1, p[r] of each. What one row alone loads may be the operand of its instruction.
+ * `second` is the second row of x for words of two elements, where either may be NULL, a constant: then that element
+ * does not count. */
+WORD void short_product_step(lanes sum[SHORT_PRODUCT_ROWS][8], const lanes p[SHORT_PRODUCT_ROWS], const char *x,
                              const char *second, int from, int to, int vectors, attend_type as) {
-  lanes p[SHORT_PRODUCT_ROWS];
-#pragma GCC unroll 5
-  for (int r = from; r < to; r++) p[r] = lanes_set1(a[r * a_row]);
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; v += short_parts(as)) {
     const int64_t at = v / short_parts(as) * (int64_t)sizeof(lanes);
@@ -111,6 +110,13 @@ WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, in
 #pragma GCC unroll 5
       for (int r = from; r < to; r++) sum[r][v + part] = tile_step(p[r], y[part], sum[r][v + part]);
   }
+}
+WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, const char *x,
+                             const char *second, int from, int to, int vectors, attend_type as) {
+  lanes p[SHORT_PRODUCT_ROWS];
+#pragma GCC unroll 5
+  for (int r = from; r < to; r++) p[r] = lanes_set1(a[r * a_row]);
+  short_product_step(sum, p, x, second, from, to, vectors, as);
 }
 
 /* sum[r][v] = A x over `terms` of n rows, a constant, whether n terms are `stairs`, a constant: the last ones, term i
@@ -154,6 +160,23 @@ WORD bool short_product_finite(lanes sum[SHORT_PRODUCT_ROWS][8], int vectors) {
   return !mask_any(lanes_unordered(check));
 }
 
+/* Sums of n rows from column c on to rows of `columns`, `vectors` of them, an even number: constants. */
+WORD void short_product_store(char *row, int64_t step, int64_t c, lanes sum[SHORT_PRODUCT_ROWS][8], int n, int vectors,
+                              bool stream, int64_t columns, attend_type type) {
+  const int64_t size = (int64_t)attend_type_size(type);
+  if (stream) {
+#pragma GCC unroll 5
+    for (int r = 0; r < n; r++, row += step)
+#pragma GCC unroll 8
+      for (int v = 0; v + 1 < vectors; v += 2) short_stream(row, c + v * LANES, sum[r] + v, columns, type);
+    return;
+  }
+#pragma GCC unroll 5
+  for (int r = 0; r < n; r++, row += step)
+#pragma GCC unroll 8
+    for (int v = 0; v + 1 < vectors; v += 2) lanes_store_pair(row + (c + v * LANES) * size, sum[r] + v, type);
+}
+
 /* What the tiles of some rows share. */
 typedef struct short_product_part {
   int row, terms;
@@ -183,25 +206,13 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
     for (int r = 0; r < n; r++) short_product_rest(t, part->row + r, c, copy[r], vectors, type);
     return;
   }
-  const int64_t size = (int64_t)attend_type_size(type);
-  char *row = part->out;
   if (t->factor) {
 #pragma GCC unroll 5
     for (int r = 0; r < n; r++)
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; v++) sum[r][v] = lanes_mul(sum[r][v], lanes_set1(t->factor[part->row + r]));
   }
-  if (t->stream) {
-#pragma GCC unroll 5
-    for (int r = 0; r < n; r++, row += part->step)
-#pragma GCC unroll 8
-      for (int v = 0; v + 1 < vectors; v += 2) short_stream(row, c + v * LANES, sum[r] + v, t->columns, type);
-    return;
-  }
-#pragma GCC unroll 5
-  for (int r = 0; r < n; r++, row += part->step)
-#pragma GCC unroll 8
-    for (int v = 0; v + 1 < vectors; v += 2) lanes_store_pair(row + (c + v * LANES) * size, sum[r] + v, type);
+  short_product_store(part->out, part->step, c, sum, n, vectors, t->stream, t->columns, type);
 }
 
 /* All columns of n rows from r on: all but these are constants. Of 16 registers the sums leave some to load into. */
