@@ -28,7 +28,5 @@
 #include "cpu/short_gradient_blocks.inc.c"
 #include "cpu/short_triangle.inc.c"
 #include "cpu/short_backward.inc.c"
-#if TILE_TERMS == 1 /* with words of two elements there is only this: the rest runs on multiply-adds */
 #include "cpu/decode_rows.inc.c"
 #include "cpu/decode.inc.c"
-#endif

@@ -19,22 +19,24 @@ WORD lanes tile_words_across(const uint16_t *low, const uint16_t *high) {
   __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)high));
   return (lanes)_mm512_or_si512(first, _mm512_slli_epi32(second, 16));
 }
-/* Words across two rows of 2 * LANES bf16, in the order of lanes_load_pair: of even columns, and of odd ones. A row
- * that is NULL, a constant, is of zeros. */
+/* Words across two rows of 2 * LANES bf16, in the order of lanes_load_pair: of even columns, and of odd ones. */
+WORD void tile_words_of(lanes first, lanes second, lanes y[2]) {
+  const __m512i even = _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44, 12,
+                                        42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
+  const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1)), low = (__m512i)first, high = (__m512i)second;
+  y[0] = (lanes)_mm512_permutex2var_epi16(low, even, high), y[1] = (lanes)_mm512_permutex2var_epi16(low, odd, high);
+}
+/* The same from memory. A row that is NULL, a constant, is of zeros. */
 WORD void tile_words_pair(const char *first, const char *second, lanes y[2]) {
   if (!first) {
     lanes_load_bf16_pair((const uint16_t *)(const void *)second, y);
     return;
   }
   const __m512i low = _mm512_loadu_si512(first);
-  if (!second) {
+  if (second)
+    tile_words_of((lanes)low, (lanes)_mm512_loadu_si512(second), y);
+  else
     y[0] = (lanes)_mm512_and_si512(low, _mm512_set1_epi32(0xFFFF)), y[1] = (lanes)_mm512_srli_epi32(low, 16);
-    return;
-  }
-  const __m512i even = _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44, 12,
-                                        42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
-  const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1)), high = _mm512_loadu_si512(second);
-  y[0] = (lanes)_mm512_permutex2var_epi16(low, even, high), y[1] = (lanes)_mm512_permutex2var_epi16(low, odd, high);
 }
 /* 2^x for what becomes a word's element: lanes_exp2 with a polynomial of degree 5 for 6, error 1.0e-7, exact at whole
  * x. (Degree 4: 2.6e-6, which the sums would carry into lse.) */

@@ -26,7 +26,8 @@ WORD lanes tile_words_across(const uint16_t *low, const uint16_t *high) { /* onl
   (void)high;
   return lanes_zero();
 }
-WORD void tile_words_pair(const char *first, const char *second, lanes y[2]) { /* as well */
+WORD void tile_words_of(lanes first, lanes second, lanes y[2]) { y[0] = first, y[1] = second; } /* as well */
+WORD void tile_words_pair(const char *first, const char *second, lanes y[2]) {                  /* as well */
   (void)first;
   (void)second;
   y[0] = y[1] = lanes_zero();

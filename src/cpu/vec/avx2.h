@@ -29,6 +29,7 @@ WORD lanes lanes_once(lanes x) {
   __asm__("" : "+x"(x));
   return x;
 }
+WORD lanes lanes_load_next(const real *p) { return lanes_load(p); }
 WORD lanes lanes_load_first(const real *p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 WORD void lanes_store_first(real *p, lanes x, int n) {
   if (__builtin_constant_p(n) && n == 4) /* AMD's cores take tens of cycles for a masked store */

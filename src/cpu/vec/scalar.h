@@ -69,6 +69,7 @@ WORD lanes lanes_once(lanes x) {
   return x;
 }
 /* The first n of LANES lanes, 0 <= n <= LANES; a load leaves 0 in the others. */
+WORD lanes lanes_load_next(const real *p) { return lanes_load(p); }
 WORD lanes lanes_load_first(const real *p, int n) {
   lanes x = {0};
   for (int i = 0; i < LANES; i++)
