@@ -135,7 +135,7 @@ static void short_zero_rows(const attend_matrix *m, int64_t first, int64_t rows,
 
 /* May a pair be a triangle, if its lengths are those of one? */
 static bool short_may_be_triangles(const attend_problem *p) {
-  return TRIANGLE_MAX && p->type == short_type(REAL_TYPE) && p->head_dim == p->v_dim &&
+  return TRIANGLE_MAX > 0 && p->type == short_type(REAL_TYPE) && p->head_dim == p->v_dim &&
          p->head_dim % (TRIANGLE_VECTORS * LANES) == 0 && !short_has_options(p) && p->softcap == 0 &&
          !attend_has(p, OPERAND_D_LSE);
 }
@@ -491,7 +491,7 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
   c.triangle.columns = p->head_dim, c.triangle.factor = score_factor(p), c.triangle.scale = (real)p->scale;
   c.triangle.stream[PAIR_D_Q] = c.stream_q, c.triangle.stream[PAIR_D_K] = c.stream_k,
   c.triangle.stream[PAIR_D_V] = c.stream_v;
-  if (TRIANGLE_MAX && choice->own[SHORT_OWN_TRIANGLE]) {
+  if (TRIANGLE_MAX > 0 && choice->own[SHORT_OWN_TRIANGLE]) {
     attend_for_each(services, (int)choice->threads, items, short_backward_triangles, &c);
     return ATTEND_OK;
   }

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT */
-/* Backward on the shortest sequences: n <= TRIANGLE_MAX tokens, each of which sees itself and those before it, nothing
- * else about their scores. All that the steps of short_gradient_blocks.inc.c ask at run time, how many queries a block
- * has, which of its tiles are whole, where a sum ends, is a constant here: the compiler unrolls a pair into little more
- * than its multiply-adds. */
+/* Backward on triangles: n tokens, each of which sees itself and those before it, with nothing else about their scores.
+ * All that the steps of short_gradient_blocks.inc.c ask at run time, how many queries a block has, which of its tiles
+ * are whole, where a sum ends, is a constant here if n is at most TRIANGLE_CONSTANT: the compiler unrolls a pair into
+ * little more than its multiply-adds. More tokens, whole blocks of 4, are loops over the two tiles that there are. */
 
 /* The matrices of a (sequence, head): first those of its queries. */
 enum { PAIR_Q, PAIR_D_OUT, PAIR_D_Q, PAIR_K, PAIR_V, PAIR_D_K, PAIR_D_V, PAIR_MATRICES };
 static const operand_id pair_operands[] = {OPERAND_Q, OPERAND_D_OUT, OPERAND_D_Q, OPERAND_K,
                                            OPERAND_V, OPERAND_D_K,   OPERAND_D_V};
 
-enum { TRIANGLE_MAX = LANES < 8 ? 0 : 8 };      /* with fewer lanes: none */
+/* Tokens, at most: of a constant number, and of whole blocks of 4, whose tiles are a vector. */
+enum { TRIANGLE_CONSTANT = LANES < 8 ? 0 : 8, TRIANGLE_FOURS = LANES < 16 ? 0 : SHORT_MAX };
+enum { TRIANGLE_MAX = TRIANGLE_FOURS > TRIANGLE_CONSTANT ? TRIANGLE_FOURS : TRIANGLE_CONSTANT };
 enum { TRIANGLE_VECTORS = LANES < 16 ? 2 : 4 }; /* of a row, summed at a time in as many registers as there are */
 
 enum { TRIANGLE_WORDS = TRIANGLE_MAX * TRIANGLE_MAX + 16 }; /* of the tiles of a pair; the last may be longer */
@@ -26,14 +28,15 @@ typedef struct short_triangle {
   const char *ahead[PAIR_MATRICES]; /* rows of the pair to ask for, of outputs where they end; NULL: none */
 } short_triangle;
 
-/* Those of one matrix, from beginning to end. */
-WORD void triangle_ask(const short_triangle *t, int n, int of, attend_type type) {
+/* `rows` of them from `first` on, of one matrix, from beginning to end. */
+WORD void triangle_ask(const short_triangle *t, int first, int rows, int of, attend_type type) {
   const int64_t bytes = t->columns * (int64_t)attend_type_size(type), step = t->step[of];
   const char *row = t->ahead[of];
   if (!row) return;
+  row += first * step;
   for (int64_t at = 0; at < bytes; at += 64)
 #pragma GCC unroll 8
-    for (int r = 0; r < n; r++) __builtin_prefetch(row + r * step + at, 0, 2);
+    for (int r = 0; r < rows; r++) __builtin_prefetch(row + r * step + at, 0, 2);
 }
 /* The lines in which rows end that are stored past the cache: short_ahead_ends says why. */
 WORD void triangle_ask_ends(const short_triangle *t, int n, int of, attend_type type) {
@@ -46,7 +49,7 @@ WORD void triangle_ask_ends(const short_triangle *t, int n, int of, attend_type 
 
 /* The tokens of one; 0: it is none. */
 static int short_triangle_tokens(const short_ranges *range, int64_t queries, int64_t keys) {
-  bool is_one = queries == keys && keys >= 2 && keys <= TRIANGLE_MAX;
+  bool is_one = queries == keys && keys >= 2 && keys <= TRIANGLE_MAX && (keys <= TRIANGLE_CONSTANT || keys % 4 == 0);
   for (int i = 0; is_one && i < queries; i++) is_one = range->first_key[i] == 0 && range->last_key[i] == i + 1;
   return is_one ? (int)keys : 0;
 }
@@ -74,15 +77,15 @@ static const real triangle_leads[][16] = {[1] = LEADS(1), [2] = LEADS(2), [4] = 
 /* Sums that are kept in registers while rows are read. */
 enum { TRIANGLE_SUMS = LANES < 16 ? 11 : 26 };
 
-/* Products of `rows` rows of `a` from `first` on with those of `b` from `from` to `to` - 1 up to their own, to tiles of
- * scores from x on: all but the rows are constants. */
-WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int rows, int from, int to, lanes *x,
-                         attend_type type) {
+/* Products of `rows` rows of `a` from `first` on with `count` rows of `b` from `from` on, to tiles of scores from x on;
+ * row r of a meets those of b up to lead + r: all but first and from are constants. */
+WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int rows, int from, int count, int lead,
+                         lanes *x, attend_type type) {
   const int keys = LANES / rows;
   const char *q = t->rows[a] + first * t->step[a], *k = t->rows[b] + from * t->step[b];
   lanes sum[4][LANES];
 #pragma GCC unroll 4
-  for (int m = 0; m < (to - from + keys - 1) / keys; m++)
+  for (int m = 0; m < (count + keys - 1) / keys; m++)
 #pragma GCC unroll 16
     for (int l = 0; l < LANES; l++) sum[m][l] = lanes_zero();
   for (int64_t c = 0; c < t->columns; c += TRIANGLE_VECTORS * LANES)
@@ -91,44 +94,47 @@ WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int r
       lanes y[4][2];
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++)
-        if (first + r >= from) short_load_words(q + r * t->step[a], y[r], type);
+        if (lead + r >= 0) short_load_words(q + r * t->step[a], y[r], type);
 #pragma GCC unroll 8
-      for (int j = from; j < to; j++) {
+      for (int j = 0; j < count; j++) {
         lanes z[2];
         if (rows == 1 && TILE_TERMS == 1) /* the operand of its one instruction */
-          z[0] = lanes_load((const real *)(const void *)(k + (j - from) * t->step[b]));
+          z[0] = lanes_load((const real *)(const void *)(k + j * t->step[b]));
         else
-          short_load_words(k + (j - from) * t->step[b], z, type);
+          short_load_words(k + j * t->step[b], z, type);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-          lanes *at = &sum[(j - from) / keys][j % keys * rows + r];
-          if (first + r >= j) *at = tile_step(y[r][0], z[0], *at);
+          lanes *at = &sum[j / keys][j % keys * rows + r];
+          if (lead + r >= j) *at = tile_step(y[r][0], z[0], *at);
         }
       }
     }
 #pragma GCC unroll 4
-  for (int m = 0; m < (to - from + keys - 1) / keys; m++) x[m] = lanes_sums(sum[m]);
+  for (int m = 0; m < (count + keys - 1) / keys; m++) x[m] = lanes_sums(sum[m]);
 }
 
-/* All of their tiles. */
+/* All tiles of the block of queries from `first` on, a constant. */
 WORD void triangle_dots(const short_triangle *t, int a, int b, int first, int rows, lanes x[4], attend_type type) {
-  const int keys = LANES / rows, last = first + rows, count = first * rows + rows * (rows + 1) / 2;
-  if (count <= TRIANGLE_SUMS) {
-    triangle_tiles(t, a, b, first, rows, 0, last, x, type);
+  const int keys = LANES / rows, last = first + rows, sums = first * rows + rows * (rows + 1) / 2;
+  if (sums <= TRIANGLE_SUMS) {
+    triangle_tiles(t, a, b, first, rows, 0, last, first, x, type);
     return;
   }
 #pragma GCC unroll 4
   for (int j = 0; j < last; j += keys)
-    triangle_tiles(t, a, b, first, rows, j, j + keys < last ? j + keys : last, x + j / keys, type);
+    triangle_tiles(t, a, b, first, rows, j, j + keys < last ? keys : last - j, first - j, x + j / keys, type);
+}
+/* The same of a block of 4 whose tiles are whole but for the last. */
+WORD void triangle_dots_of_four(const short_triangle *t, int a, int b, int first, lanes *x, attend_type type) {
+  for (int j = 0; j < first; j += 4) triangle_tiles(t, a, b, first, 4, j, 4, 4, x + j / 4, type);
+  triangle_tiles(t, a, b, first, 4, first, 4, 0, x + first / 4, type);
 }
 
-/* P and scale * dS of the block of queries from `first` on, of n tokens: constants. Returns 0, or NaN where scores or
- * dP are not finite. */
-WORD lanes triangle_gradient(const short_triangle *t, int n, int first, attend_type type) {
-  const int rows = triangle_rows(n, first), keys = LANES / rows, tiles = (first + rows + keys - 1) / keys;
-  lanes x[4], z[4], check = lanes_zero();
-  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x, type);
-  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z, type);
+/* From products of rows to P and scale * dS of the block of `rows` queries from `first` on, among the tiles. `tiles` is
+ * a constant, or any number. Returns 0, or NaN where scores or dP are not finite. */
+WORD lanes triangle_softmax(const short_triangle *t, int first, int rows, int tiles, lanes *x, lanes *z) {
+  const int keys = LANES / rows;
+  lanes check = lanes_zero();
 #pragma GCC unroll 4
   for (int m = 0; m < tiles; m++) {
     x[m] = lanes_mul(x[m], lanes_set1(t->factor));
@@ -151,6 +157,31 @@ WORD lanes triangle_gradient(const short_triangle *t, int n, int first, attend_t
   }
   return check;
 }
+/* Of n tokens, a constant, as is `first`. */
+WORD lanes triangle_gradient(const short_triangle *t, int n, int first, attend_type type) {
+  const int rows = triangle_rows(n, first), keys = LANES / rows, tiles = (first + rows + keys - 1) / keys;
+  lanes x[4], z[4];
+  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x, type);
+  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z, type);
+  return triangle_softmax(t, first, rows, tiles, x, z);
+}
+WORD lanes triangle_gradient_of_four(const short_triangle *t, int first, attend_type type) {
+  lanes x[SHORT_MAX / 4], z[SHORT_MAX / 4];
+  triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x, type);
+  triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z, type);
+  switch (first) {
+  case 0:
+    return triangle_softmax(t, first, 4, 1, x, z);
+  case 4:
+    return triangle_softmax(t, first, 4, 2, x, z);
+  case 8:
+    return triangle_softmax(t, first, 4, 3, x, z);
+  case 12:
+    return triangle_softmax(t, first, 4, 4, x, z);
+  default:
+    return triangle_softmax(t, first, 4, first / 4 + 1, x, z);
+  }
+}
 
 /* One term of `a` for the rows `from` … `to` - 1 of an output whose first is `first`: its query i and key j, one of
  * which each row replaces by itself. */
@@ -165,76 +196,126 @@ WORD void triangle_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n, 
   short_product_step(sum, p, x, second, from, to, TRIANGLE_VECTORS, type);
 }
 
-/* Rows `first` … `first` + rows - 1 of an output, of queries or of keys: the sum over those that they see, or that see
- * them, of `a` times rows of x. All but pointers are constants. */
-WORD void triangle_product(const short_triangle *t, int n, int out, const real *a, int in, int first, int rows,
-                           attend_type type) {
+/* The terms `begin` … `end` - 1 of rows `first` … `first` + rows - 1 of an output, of queries or of keys, which are
+ * those that they see, or that see them. x is the row of the first of these. All but pointers are constants. */
+WORD void triangle_terms(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n, bool of_queries, int first, int rows,
+                         const char *x, int64_t step, int begin, int end, attend_type type) {
+#pragma GCC unroll 8
+  for (int at = begin; at < end; at += TILE_TERMS, x += TILE_TERMS * step) {
+    const char *second = TILE_TERMS == 2 && at + 1 < n ? x + step : NULL;
+    const int own = at - first; /* row that only one of two terms is for */
+    if (of_queries) {
+      const int from = own + TILE_TERMS - 1;
+      if (TILE_TERMS == 2 && own >= 0) triangle_term(sum, a, n, true, first, at, x, NULL, own, own + 1, type);
+      triangle_term(sum, a, n, true, first, at, x, second, from < 0 ? 0 : from, rows, type);
+    } else {
+      triangle_term(sum, a, n, false, first, at, x, second, 0, own < rows ? own + 1 : rows, type);
+      if (TILE_TERMS == 2 && second && own + 1 < rows)
+        triangle_term(sum, a, n, false, first, at, NULL, second, own + 1, own + 2, type);
+    }
+  }
+}
+
+/* Those rows, of n tokens: the sum over their terms of `a` times rows of `in`. n, `first` and rows are constants; but
+ * where there are whole blocks of 4, `fours`, a constant, rows alone: a tile of any two blocks is like that of the two
+ * blocks of 8 tokens. */
+WORD void triangle_product(const short_triangle *t, int n, bool fours, int out, const real *a, int in, int first,
+                           int rows, attend_type type) {
   const bool of_queries = out == PAIR_D_Q;
   const int64_t step = t->step[in];
   const char *x = t->rows[in];
+  const real *own = a + (TRIANGLE_MAX + 4) * first; /* of the rows with themselves */
   for (int64_t c = 0; c < t->columns; c += TRIANGLE_VECTORS * LANES) {
     lanes sum[SHORT_PRODUCT_ROWS][8];
 #pragma GCC unroll 5
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
       for (int v = 0; v < TRIANGLE_VECTORS; v++) sum[r][v] = lanes_zero();
-#pragma GCC unroll 8
-    for (int at = 0; at < TRIANGLE_MAX; at += TILE_TERMS) {
-      if (of_queries ? at >= first + rows : at < first || at >= n) continue;
-      const char *here = x + at * step, *second = TILE_TERMS == 2 && at + 1 < n ? here + step : NULL;
-      const int own = at - first; /* row that only one of two terms is for */
-      if (of_queries) {
-        if (TILE_TERMS == 2 && own >= 0) triangle_term(sum, a, n, true, first, at, here, NULL, own, own + 1, type);
-        const int from = own + TILE_TERMS - 1;
-        triangle_term(sum, a, n, true, first, at, here, second, from < 0 ? 0 : from, rows, type);
-      } else {
-        triangle_term(sum, a, n, false, first, at, here, second, 0, own < rows ? own + 1 : rows, type);
-        if (TILE_TERMS == 2 && second && own + 1 < rows)
-          triangle_term(sum, a, n, false, first, at, NULL, second, own + 1, own + 2, type);
-      }
+    if (!fours)
+      triangle_terms(sum, a, n, of_queries, first, rows, x + (of_queries ? 0 : first) * step, step,
+                     of_queries ? 0 : first, of_queries ? first + rows : n, type);
+    else if (of_queries) {
+      for (int j = 0; j < first; j += 4)
+        triangle_terms(sum, a + TRIANGLE_MAX * (first - 4) + 4 * j, 8, true, 4, 4, x + j * step, step, 0, 4, type);
+      triangle_terms(sum, own, 4, true, 0, 4, x + first * step, step, 0, 4, type);
+    } else {
+      triangle_terms(sum, own, 4, false, 0, 4, x + first * step, step, 0, 4, type);
+      for (int i = first + 4; i < n; i += 4)
+        triangle_terms(sum, a + TRIANGLE_MAX * (i - 4) + 4 * first, 8, false, 0, 4, x + i * step, step, 4, 8, type);
     }
     short_product_store(t->rows[out] + first * t->step[out], t->step[out], c, sum, rows, TRIANGLE_VECTORS,
                         t->stream[out], t->columns, type);
     x += TRIANGLE_VECTORS * LANES * (int)attend_type_size(type);
   }
 }
-WORD void triangle_products(const short_triangle *t, int n, int out, const real *a, int in, attend_type type) {
+WORD void triangle_products(const short_triangle *t, int n, bool fours, int out, const real *a, int in,
+                            attend_type type) {
   if (!t->rows[out]) return;
-  const int some = n > SHORT_PRODUCT_ROWS ? 4 : n;
-  triangle_product(t, n, out, a, in, 0, some, type);
-  if (some < n) triangle_product(t, n, out, a, in, some, n - some, type);
+  triangle_ask_ends(t, n, out, type);
+  if (fours)
+    for (int first = 0; first < n; first += 4) {
+      triangle_ask(t, first, 4, out == PAIR_D_Q ? PAIR_K : out == PAIR_D_K ? PAIR_V : PAIR_D_OUT, type);
+      triangle_product(t, n, true, out, a, in, first, 4, type);
+    }
+  else if (n <= SHORT_PRODUCT_ROWS)
+    triangle_product(t, n, false, out, a, in, 0, n, type);
+  else {
+    triangle_product(t, n, false, out, a, in, 0, 4, type);
+    triangle_product(t, n, false, out, a, in, 4, n - 4, type);
+  }
 }
 
-/* One pair of n tokens, a constant. Are its scores and dP finite? (The next pair's scores and softmax before this one's
- * products, so that one has something to wait beside: 5% slower in f32, 3% faster at 5 tokens in bf16.) */
-WORD bool short_triangle_as(const short_triangle *t, int n) {
+/* One pair of n tokens, a constant unless in `fours`, one itself. Are its scores and dP finite? (The next pair's scores
+ * and softmax before this one's products, so that one has something to wait beside: 5% slower in f32, 3% faster at 5
+ * tokens in bf16.) */
+WORD bool short_triangle_as(const short_triangle *t, int n, bool fours) {
   const attend_type type = short_type(REAL_TYPE);
-  if (!TRIANGLE_MAX) return true;
-  triangle_ask(t, n, PAIR_Q, type);
-  lanes check = triangle_gradient(t, n, 0, type);
-  triangle_ask(t, n, PAIR_D_OUT, type);
-  if (triangle_rows(n, 0) < n) {
-    const int second = triangle_rows(n, 0), third = second + triangle_rows(n, second);
-    check = lanes_add(check, triangle_gradient(t, n, second, type));
+  lanes check = lanes_zero();
+  if (fours ? !TRIANGLE_FOURS : TRIANGLE_MAX == 0) return true; /* there are none */
+  if (fours)
+    for (int first = 0; first < n; first += 4) {
+      triangle_ask(t, first, 4, PAIR_Q, type);
+      check = lanes_add(check, triangle_gradient_of_four(t, first, type));
+    }
+  else {
+    const int second = triangle_rows(n, 0), third = second < n ? second + triangle_rows(n, second) : n;
+    triangle_ask(t, 0, n, PAIR_Q, type);
+    check = triangle_gradient(t, n, 0, type);
+    triangle_ask(t, 0, n, PAIR_D_OUT, type);
+    if (second < n) check = lanes_add(check, triangle_gradient(t, n, second, type));
     if (third < n) check = lanes_add(check, triangle_gradient(t, n, third, type));
   }
-  triangle_ask_ends(t, n, PAIR_D_Q, type);
-  triangle_products(t, n, PAIR_D_Q, t->ds_across, PAIR_K, type);
-  triangle_ask(t, n, PAIR_K, type);
-  triangle_ask_ends(t, n, PAIR_D_K, type);
-  triangle_products(t, n, PAIR_D_K, t->ds, PAIR_Q, type);
-  triangle_ask(t, n, PAIR_V, type);
-  triangle_ask_ends(t, n, PAIR_D_V, type);
-  triangle_products(t, n, PAIR_D_V, t->p, PAIR_D_OUT, type);
+  triangle_products(t, n, fours, PAIR_D_Q, t->ds_across, PAIR_K, type);
+  if (!fours) triangle_ask(t, 0, n, PAIR_K, type);
+  triangle_products(t, n, fours, PAIR_D_K, t->ds, PAIR_Q, type);
+  if (!fours) triangle_ask(t, 0, n, PAIR_V, type);
+  triangle_products(t, n, fours, PAIR_D_V, t->p, PAIR_D_OUT, type);
   return !mask_any(lanes_unordered(check));
 }
-static __attribute__((noinline)) bool short_triangle_2(const short_triangle *t) { return short_triangle_as(t, 2); }
-static __attribute__((noinline)) bool short_triangle_3(const short_triangle *t) { return short_triangle_as(t, 3); }
-static __attribute__((noinline)) bool short_triangle_4(const short_triangle *t) { return short_triangle_as(t, 4); }
-static __attribute__((noinline)) bool short_triangle_5(const short_triangle *t) { return short_triangle_as(t, 5); }
-static __attribute__((noinline)) bool short_triangle_6(const short_triangle *t) { return short_triangle_as(t, 6); }
-static __attribute__((noinline)) bool short_triangle_7(const short_triangle *t) { return short_triangle_as(t, 7); }
-static __attribute__((noinline)) bool short_triangle_8(const short_triangle *t) { return short_triangle_as(t, 8); }
+static __attribute__((noinline)) bool short_triangle_2(const short_triangle *t) {
+  return short_triangle_as(t, 2, false);
+}
+static __attribute__((noinline)) bool short_triangle_3(const short_triangle *t) {
+  return short_triangle_as(t, 3, false);
+}
+static __attribute__((noinline)) bool short_triangle_4(const short_triangle *t) {
+  return short_triangle_as(t, 4, false);
+}
+static __attribute__((noinline)) bool short_triangle_5(const short_triangle *t) {
+  return short_triangle_as(t, 5, false);
+}
+static __attribute__((noinline)) bool short_triangle_6(const short_triangle *t) {
+  return short_triangle_as(t, 6, false);
+}
+static __attribute__((noinline)) bool short_triangle_7(const short_triangle *t) {
+  return short_triangle_as(t, 7, false);
+}
+static __attribute__((noinline)) bool short_triangle_8(const short_triangle *t) {
+  return short_triangle_as(t, 8, false);
+}
+static __attribute__((noinline)) bool short_triangle_of_fours(const short_triangle *t, int n) {
+  return short_triangle_as(t, n, true);
+}
 static bool short_triangle_of(const short_triangle *t, int n) {
   switch (n) {
   case 2:
@@ -249,7 +330,9 @@ static bool short_triangle_of(const short_triangle *t, int n) {
     return short_triangle_6(t);
   case 7:
     return short_triangle_7(t);
-  default:
+  case 8:
     return short_triangle_8(t);
+  default:
+    return short_triangle_of_fours(t, n);
   }
 }
