@@ -134,10 +134,11 @@ static bool decode_direct(const attend_matrix *m, int64_t columns, attend_type t
 }
 
 /* Are rows read in order? They must lie side by side, and be read whole: not where V's columns take several passes (D =
- * 256: 20 ms instead of 12). With more rows of Q the products take longer than asking costs. */
+ * 256: 20 ms instead of 12). With more rows of Q the products take longer than asking costs: dot products for twice as
+ * many. */
 static bool decode_in_order(const attend_slice *s, const attend_matrix *m, int64_t columns, int rows) {
   bool whole = columns % (DECODE_WIDE * LANES) == 0 && columns <= 2 * DECODE_WIDE * LANES;
-  return whole && rows <= DECODE_ROWS && m->row == columns && !s->pages.table;
+  return whole && rows <= TILE_TERMS * DECODE_ROWS && m->row == columns && !s->pages.table;
 }
 
 /* Rows j0 … j0 + keys - 1 of K or V, and those to ask for, before `end`. */
