@@ -91,8 +91,9 @@ static decode_cut cut_decode(const attend_problem *p) {
   decode_cut c = {.rows = attend_group(p) * most_queries, .parts = 1, .pairs = p->batch * p->kv_heads};
   c.k_padded = round_up(p->head_dim, TILE_TERMS * LANES);
   c.v_padded = round_up(p->v_dim, TILE_TERMS * LANES);
-  for (int64_t rows = 1; rows <= c.rows; rows++)
-    if (rows * decode_s_row(rows) > c.scores) c.scores = rows * decode_s_row(rows);
+  /* What rows * decode_s_row(rows) can be for as many rows or fewer. */
+  int64_t scores = c.rows * DECODE_CHUNK > DECODE_SCORES ? c.rows * DECODE_CHUNK : DECODE_SCORES;
+  c.scores = scores + c.rows * LANES;
   /* Room for the parts of any lengths up to these, of which shorter ones may have more. */
   for (int64_t queries = p->ragged_q ? 1 : most_queries; queries <= most_queries; queries++) {
     int64_t rows = attend_group(p) * queries, most = decode_most_parts(rows, c.v_padded);
