@@ -21,6 +21,7 @@
 #include "cpu/short.inc.c"
 #include "cpu/short_ones.inc.c"
 #include "cpu/short_products.inc.c"
+#include "cpu/short_block.inc.c"
 #include "cpu/short_blocks.inc.c"
 #include "cpu/short_forward_pairs.inc.c"
 #include "cpu/short_plain.inc.c"

@@ -339,6 +339,7 @@ WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int key
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) x[i] = lanes_zero();
   const char *a = q->rows, *b = k->rows;
+#pragma GCC unroll 1 /* gcc would mix the steps of constant vectors, and store sums that find no register */
   for (int64_t v = 0; v < vectors; v++, a += sizeof(lanes), b += sizeof(lanes)) {
     lanes y[5][2];
 #pragma GCC unroll 8

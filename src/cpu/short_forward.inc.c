@@ -185,6 +185,7 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                              .workspace = workspace,
                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                              .group = p->heads / p->kv_heads,
+                             .lse_head = p->layout[OPERAND_LSE].head,
                              .options = choice->own[SHORT_OWN_OPTIONS],
                              .in_blocks = SHORT_IN_BLOCKS && !choice->own[SHORT_OWN_OPTIONS] && p->softcap == 0,
                              .stream = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_OUT)};

@@ -4,7 +4,7 @@
 
 /* What all pairs share of Q, K, V or O. */
 typedef struct short_operand {
-  int64_t head;  /* bytes from a head to the next */
+  int64_t head;  /* bytes from a head to the next; 0 where there are no rows at all */
   int64_t step;  /* from a row to the next, as it is read or written: in place, or where a copy is */
   int64_t bytes; /* of a row's elements */
   int64_t left;  /* rows of a pair of at most so many bytes are left to the hardware to ask for */
@@ -17,8 +17,9 @@ typedef struct short_forward_context {
   const attend_operands *operands;
   char *workspace;
   size_t bytes_per_worker;
-  int64_t group; /* query heads that share keys */
-  int together;  /* pairs that go through each step together, at most */
+  int64_t group;    /* query heads that share keys */
+  int64_t lse_head; /* elements of lse from a head to the next */
+  int together;     /* pairs that go through each step together, at most */
   bool stream, options, in_blocks;
   short_operand q, k, v, out;
 } short_forward_context;
@@ -33,8 +34,11 @@ typedef struct short_forward_pair {
   const short_shape *shape;
   const short_blocks *blocks;
   char *q, *k, *v, *out;
-  real *s, *lse; /* lse NULL: not wanted */
+  real *s, *lse;              /* lse NULL: not wanted */
+  vector_rows q_rows, k_rows; /* in blocks, as they are read */
+  short_values values;
   int64_t b, h;
+  bool asks; /* rows of such a pair are asked for */
   real factor[SHORT_MAX];
 } short_forward_pair;
 
@@ -63,7 +67,7 @@ static short_operand short_operand_at(const short_forward_context *f, operand_id
     x.in_place &= !f->stream || (uintptr_t)f->operands->data[id] % 64 == 0; /* whole lines */
   else
     x.in_place &= padded == columns && !(p->paged && id != OPERAND_Q);
-  x.head = l->head * size, x.bytes = columns * size;
+  x.head = f->operands->data[id] ? l->head * size : 0, x.bytes = columns * size;
   x.step = x.in_place ? l->row * size : padded * (int64_t)attend_type_size(as);
   /* Where rows follow each other the core asks for the next by itself, and to do so as well is in its way; but it stops
    * at the end of a page of 4 KB, and larger pairs gain: of f32, 5 keys lose (158 to 181 ns a pair), 6 gain (250 to
@@ -96,51 +100,77 @@ WORD vector_rows short_forward_rows(const short_forward_context *f, const attend
 
 /* ---- From pair to pair ---- */
 
-static void short_forward_first(const short_forward_context *f, short_forward_pair *x) {
-  const attend_problem *p = f->problem;
-  x->q = short_matrix(p, f->operands, OPERAND_Q, x->b, x->h).data;
-  x->k = short_matrix(p, f->operands, OPERAND_K, x->b, x->h / f->group).data;
-  x->v = short_matrix(p, f->operands, OPERAND_V, x->b, x->h / f->group).data;
-  x->out = short_matrix(p, f->operands, OPERAND_OUT, x->b, x->h).data;
-  x->lse = (real *)(void *)short_matrix(p, f->operands, OPERAND_LSE, x->b, x->h).data;
-}
+WORD bool short_forward_must_ask(const short_operand *o, int64_t rows) { return rows * o->bytes > o->left; }
 
 WORD void short_forward_ask(const short_forward_context *f, short_ahead *ahead, operand_id id, const short_operand *o,
                             char *data, int64_t rows, int64_t columns) {
-  if (rows * o->bytes <= o->left) return;
+  if (!short_forward_must_ask(o, rows)) return;
   const attend_matrix m = short_forward_matrix(f, id, data);
   short_ahead_add(ahead, &m, rows, columns, f->problem->type);
 }
-
-/* The next pair, its rows to be asked for; false if there is none. `before`: the one before, or NULL. */
-static bool short_forward_next(const short_forward_context *f, short_walk *walk, const short_forward_pair *before,
-                               short_forward_pair *x, short_ahead *ahead) {
+static void short_forward_ask_all(const short_forward_context *f, const short_forward_pair *x, int64_t queries,
+                                  int64_t keys, bool own_keys, short_ahead *ahead) {
   const attend_problem *p = f->problem;
-  const bool same = before && walk->h > 0;
-  while (walk->left > 0 && !same && !(x->shape = short_walk_shape(p, f->operands, f->choice, walk))) {
-    walk->left -= p->heads - walk->h;
-    walk->h = 0, walk->b++;
-  }
-  if (walk->left <= 0) return false;
-  const bool own_keys = f->group == 1 || walk->h % f->group == 0;
-  x->b = walk->b, x->h = walk->h;
-  if (same) {
-    x->shape = before->shape;
-    x->q = before->q + f->q.head, x->out = before->out + f->out.head;
-    x->k = before->k ? before->k + (own_keys ? f->k.head : 0) : NULL; /* no keys */
-    x->v = before->v ? before->v + (own_keys ? f->v.head : 0) : NULL;
-    x->lse = before->lse ? before->lse + p->layout[OPERAND_LSE].head : NULL;
-  } else
-    short_forward_first(f, x);
-  const int64_t keys = x->shape->slice.k_len, queries = x->shape->slice.q_len;
   short_forward_ask(f, ahead, OPERAND_Q, &f->q, x->q, queries, p->head_dim);
   if (own_keys && !p->paged) {
     short_forward_ask(f, ahead, OPERAND_K, &f->k, x->k, keys, p->head_dim);
     short_forward_ask(f, ahead, OPERAND_V, &f->v, x->v, keys, p->v_dim);
   }
   if (f->stream) short_ahead_ends(ahead, short_forward_matrix(f, OPERAND_OUT, x->out), queries, p->v_dim, p->type);
+}
+
+static bool short_forward_asks(const short_forward_context *f, int64_t queries, int64_t keys) {
+  return short_forward_must_ask(&f->q, queries) || short_forward_must_ask(&f->k, keys) ||
+         short_forward_must_ask(&f->v, keys) || (f->stream && (uintptr_t)f->operands->data[OPERAND_OUT] % 64);
+}
+
+/* Where head h of sequence b lies. */
+static void short_forward_at(const short_forward_context *f, int64_t b, int64_t h, short_forward_pair *x) {
+  const attend_problem *p = f->problem;
+  const attend_operands *o = f->operands;
+  x->b = b, x->h = h;
+  x->q = short_matrix(p, o, OPERAND_Q, b, h).data;
+  x->k = short_matrix(p, o, OPERAND_K, b, h / f->group).data;
+  x->v = short_matrix(p, o, OPERAND_V, b, h / f->group).data;
+  x->out = short_matrix(p, o, OPERAND_OUT, b, h).data;
+  x->lse = (real *)(void *)short_matrix(p, o, OPERAND_LSE, b, h).data;
+}
+/* The same of the next head, h. */
+WORD void short_forward_beside(const short_forward_context *f, const short_forward_pair *before, int64_t h,
+                               short_forward_pair *x) {
+  x->b = before->b, x->h = h;
+  x->q = before->q + f->q.head, x->out = before->out + f->out.head;
+  x->k = before->k, x->v = before->v;
+  if (f->group == 1 || h % f->group == 0) x->k += f->k.head, x->v += f->v.head;
+  x->lse = before->lse ? before->lse + f->lse_head : NULL;
+}
+
+/* The first pair of the item, or of a sequence; false if there is none. */
+static bool short_forward_first(const short_forward_context *f, short_walk *walk, short_forward_pair *x) {
+  const attend_problem *p = f->problem;
+  const attend_operands *o = f->operands;
+  while (walk->left > 0 && !(x->shape = short_walk_shape(p, o, f->choice, walk))) {
+    walk->left -= p->heads - walk->h;
+    walk->h = 0, walk->b++;
+  }
+  if (walk->left <= 0) return false;
+  short_forward_at(f, walk->b, walk->h, x);
+  x->asks = short_forward_asks(f, x->shape->slice.q_len, x->shape->slice.k_len);
+  return true;
+}
+
+/* The next pair, its rows to be asked for; false if there is none. `before`: the one before, or NULL. */
+WORD bool short_forward_next(const short_forward_context *f, short_walk *walk, const short_forward_pair *before,
+                             short_forward_pair *x, short_ahead *ahead) {
+  if (before && walk->h > 0) {
+    if (walk->left == 0) return false;
+    x->shape = before->shape, x->asks = before->asks;
+    short_forward_beside(f, before, walk->h, x);
+  } else if (!short_forward_first(f, walk, x))
+    return false;
+  if (x->asks) short_forward_ask_all(f, x, x->shape->slice.q_len, x->shape->slice.k_len, x->h % f->group == 0, ahead);
   walk->left--;
-  if (++walk->h == p->heads) walk->h = 0, walk->b++;
+  if (++walk->h == f->problem->heads) walk->h = 0, walk->b++;
   return true;
 }
 

@@ -62,24 +62,23 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, const
                                 const short_gradient *to) {
   const int keys = LANES / n, tiles = constant ? constant : b->tiles;
   const int last = (int)round_up(b->last, SHORT_BLOCK);
-  lanes check = lanes_zero(), x[SHORT_MAX * SHORT_BLOCK / LANES], z[SHORT_MAX * SHORT_BLOCK / LANES];
+  lanes check = lanes_zero(), x[SHORT_BLOCK_TILES], z[SHORT_BLOCK_TILES];
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
-    const int key = b->first + t * keys;
     x[t] = lanes_load(s + t * LANES), z[t] = lanes_load(dp + t * LANES);
     check = lanes_fma(z[t], lanes_zero(), lanes_fma(x[t], lanes_zero(), check));
-    if (key < b->all_first || key + keys > b->all_last) {
-      const lane_mask hidden = short_block_hidden(b, key);
-      x[t] = lanes_select(hidden, lanes_set1(-(real)INFINITY), x[t]), z[t] = lanes_select(hidden, lanes_zero(), z[t]);
+    if (mask_any(b->hidden[t])) {
+      x[t] = lanes_select(b->hidden[t], lanes_set1(-(real)INFINITY), x[t]);
+      z[t] = lanes_select(b->hidden[t], lanes_zero(), z[t]);
     }
   }
   short_softmax_gradient(n, tiles, x, z, lanes_set1(to->scale));
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
     const int key = b->first + t * keys;
-    if (TILE_TERMS == 2 && (key < b->all_first || key + keys > b->all_last)) {
-      const lane_mask hidden = short_block_hidden(b, key);
-      x[t] = lanes_select(hidden, lanes_zero(), x[t]), z[t] = lanes_select(hidden, lanes_zero(), z[t]);
+    if (TILE_TERMS == 2 && mask_any(b->hidden[t])) {
+      x[t] = lanes_select(b->hidden[t], lanes_zero(), x[t]);
+      z[t] = lanes_select(b->hidden[t], lanes_zero(), z[t]);
     }
     /* The next query's: of the last it is another key's, but words are read of even queries alone, and blocks begin
      * at one. */
@@ -95,7 +94,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, const
 WORD lanes short_block_gradient_of(const short_block *b, int n, const real *s, const real *dp,
                                    const short_gradient *to) {
   const int tiles = b->tiles;
-  s += b->at, dp += b->at;
+  s += b->query * SHORT_MAX, dp += b->query * SHORT_MAX;
   if (tiles == 1) return short_block_gradient(b, n, 1, s, dp, to);
   if (n == SHORT_BLOCK && tiles == 2) return short_block_gradient(b, n, 2, s, dp, to);
   if (n == SHORT_BLOCK && tiles == 3) return short_block_gradient(b, n, 3, s, dp, to);
