@@ -25,6 +25,7 @@
 #include "cpu/short_blocks.inc.c"
 #include "cpu/short_forward_pairs.inc.c"
 #include "cpu/short_plain.inc.c"
+#include "cpu/short_lengths.inc.c"
 #include "cpu/short_forward.inc.c"
 #include "cpu/short_gradient_blocks.inc.c"
 #include "cpu/short_triangle.inc.c"

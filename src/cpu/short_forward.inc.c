@@ -199,7 +199,10 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
   /* One at a time where O is stored past the cache: rows of O that follow each other for longer than the core's queue
    * of stores make everything wait. */
   f.together = f.in_blocks || f.stream ? 1 : SHORT_BATCH;
-  if (SHORT_ONLY_IN_BLOCKS || f.in_blocks)
+  short_item *const of_length = short_length_item_of(&f);
+  if (of_length)
+    attend_for_each(services, (int)choice->threads, items, of_length, &f);
+  else if (SHORT_ONLY_IN_BLOCKS || f.in_blocks)
     attend_for_each(services, (int)choice->threads, items, short_plain_item, &f);
   else
     attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+/* Forward on short sequences of 1 to SHORT_LENGTHS tokens, causal or not, of SHORT_COLUMNS dimensions, with every
+ * length a constant. Blocks, their order and the bits are those of short_blocks.inc.c, which takes lengths from memory:
+ * of 5 tokens that were 1245 instructions a pair, of which 480 are vectors'. Nothing is called from pair to pair and
+ * little stored, since stores wait behind those past the cache: with a call for each of scores, softmax and values 5
+ * tokens took 7 ns more in the cache and 33 more from memory. */
+
+enum { SHORT_LENGTHS = 16, SHORT_COLUMNS = 64 };
+static const attend_type short_length_type = TILE_TERMS == 2 ? TYPE_BF16 : REAL_TYPE;
+
+typedef void short_item(void *context, int worker, int64_t index);
+
+#if LANES >= 16
+
+/* What the steps of a pair are told; scores of query i begin at s + i * LANES. */
+typedef struct short_length_pair {
+  vector_rows q, k;
+  short_values values;
+  real *s, *lse;
+} short_length_pair;
+
+/* Keys of the block of n queries from `query` on. */
+WORD int short_length_keys(int length, bool causal, int query, int n) { return causal ? query + n : length; }
+
+WORD void short_length_block_scores(int length, bool causal, int query, int n, const short_length_pair *x, lanes factor,
+                                    short_ahead *ahead) {
+  short_block_scores(n, query, 0, short_length_keys(length, causal, query, n), causal, x->s + query * LANES, &x->q,
+                     &x->k, SHORT_COLUMNS / (short_parts(short_length_type) * LANES), factor, ahead, short_length_type);
+}
+WORD void short_length_scores(int length, bool causal, const short_length_pair *x, lanes factor, short_ahead *ahead) {
+#pragma GCC unroll 4
+  for (int i = 0; i + 4 <= length; i += 4) short_length_block_scores(length, causal, i, 4, x, factor, ahead);
+  if (length & 2) short_length_block_scores(length, causal, length & ~3, 2, x, factor, ahead);
+  if (length & 1) short_length_block_scores(length, causal, length & ~1, 1, x, factor, ahead);
+}
+
+WORD void short_length_block_softmax(int length, bool causal, int query, int n, const short_length_pair *x,
+                                     int64_t step) {
+  const int keys = short_length_keys(length, causal, query, n), per = LANES / n, tiles = (keys + per - 1) / per;
+  lane_mask hidden[4];
+#pragma GCC unroll 4
+  for (int t = 0; t < tiles; t++) {
+    hidden[t] = 0;
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; l++)
+      if (t * per + l / n >= (causal ? query + l % n + 1 : keys)) hidden[t] |= (lane_mask)(1 << l);
+  }
+  short_block_softmax(n, tiles, true, hidden, x->s + query * LANES, x->lse ? x->lse + query * step : NULL, step);
+}
+WORD void short_length_softmax(int length, bool causal, const short_length_pair *x, int64_t step) {
+#pragma GCC unroll 4
+  for (int i = 0; i + 4 <= length; i += 4) short_length_block_softmax(length, causal, i, 4, x, step);
+  if (length & 2) short_length_block_softmax(length, causal, length & ~3, 2, x, step);
+  if (length & 1) short_length_block_softmax(length, causal, length & ~1, 1, x, step);
+}
+
+WORD void short_length_block_values(int length, bool causal, int query, int n, const short_length_pair *x,
+                                    short_ahead *ahead) {
+  short_values_rows(&x->values, SHORT_COLUMNS, x->s + query * LANES, n * TILE_TERMS, query, n, 0,
+                    short_length_keys(length, causal, query, n), false, causal && n > 1, false, short_length_type);
+  short_ahead_rows(ahead, ahead->pace);
+}
+WORD void short_length_values(int length, bool causal, const short_length_pair *x, short_ahead *ahead) {
+#pragma GCC unroll 4
+  for (int i = 0; i + 4 <= length; i += 4) short_length_block_values(length, causal, i, 4, x, ahead);
+  if (length & 2) short_length_block_values(length, causal, length & ~3, 2, x, ahead);
+  if (length & 1) short_length_block_values(length, causal, length & ~1, 1, x, ahead);
+}
+
+WORD void short_length_next(const short_forward_context *f, short_forward_pair *x) {
+  if (x->h + 1 < f->problem->heads)
+    short_forward_beside(f, x, x->h + 1, x);
+  else
+    short_forward_at(f, x->b + 1, 0, x);
+}
+
+/* As short_plain_item: a pair's values come after the next one's scores, and rows are asked for SHORT_LEAD pairs ahead.
+ */
+WORD void short_length_item(const short_forward_context *f, int64_t index, int length, bool causal) {
+  const int tiles = length * (causal ? length / 2 : length) / LANES, slots = tiles + length / 4 + 1;
+  const lanes factor = lanes_set1(score_factor(f->problem));
+  const int64_t step = f->problem->layout[OPERAND_LSE].row;
+  real s[2][SHORT_LENGTHS * LANES] __attribute__((aligned(64)));
+  short_walk walk;
+  short_forward_begin(f, index, &walk);
+  const bool asks = walk.left > SHORT_LEAD && short_forward_asks(f, length, length);
+  short_forward_pair at, far;
+  short_forward_at(f, walk.b, walk.h, &at);
+  far = at;
+  for (int n = 0; asks && n < SHORT_LEAD; n++) short_length_next(f, &far);
+  short_length_pair now = {.q = {at.q, f->q.step, short_length_type}, .k = {at.k, f->k.step, short_length_type}};
+  now.values = (short_values){{at.v, f->v.step, short_length_type}, at.out, f->out.step, SHORT_COLUMNS, f->stream};
+  short_length_pair before = now;
+  short_ahead ahead;
+  ahead.parts = ahead.now = ahead.rows = ahead.pace = 0, ahead.second = true;
+  for (int64_t n = 0; n <= walk.left; n++) {
+    if (asks && n + SHORT_LEAD < walk.left) {
+      short_forward_ask_all(f, &far, length, length, far.h % f->group == 0, &ahead);
+      short_length_next(f, &far);
+      ahead.pace = 1 + ahead.rows / slots;
+    }
+    now.q.rows = at.q, now.k.rows = at.k, now.values.v.rows = at.v, now.values.out = at.out, now.lse = at.lse;
+    now.s = s[n % 2];
+    if (n < walk.left) short_length_scores(length, causal, &now, factor, &ahead);
+    if (n > 0) short_length_values(length, causal, &before, &ahead);
+    if (n < walk.left) short_length_softmax(length, causal, &now, step);
+    before = now;
+    if (n + 1 < walk.left) short_length_next(f, &at);
+    if (asks) {
+      short_ahead_rows(&ahead, 4 * SHORT_MAX);
+      ahead.parts = ahead.now = ahead.rows = 0;
+    }
+  }
+  if (f->stream) lanes_stream_end();
+}
+
+#define LENGTH(length)                                                                                                 \
+  static void short_full_##length(void *context, int worker, int64_t index) {                                          \
+    (void)worker;                                                                                                      \
+    short_length_item(context, index, length, false);                                                                  \
+  }                                                                                                                    \
+  static void short_causal_##length(void *context, int worker, int64_t index) {                                        \
+    (void)worker;                                                                                                      \
+    short_length_item(context, index, length, true);                                                                   \
+  }
+/* clang-format off */
+LENGTH(1) LENGTH(2) LENGTH(3) LENGTH(4) LENGTH(5) LENGTH(6) LENGTH(7) LENGTH(8)
+LENGTH(9) LENGTH(10) LENGTH(11) LENGTH(12) LENGTH(13) LENGTH(14) LENGTH(15) LENGTH(16)
+#undef LENGTH
+    /* clang-format on */
+
+    static short_item *const short_full[] = {
+        short_full_1,  short_full_2,  short_full_3,  short_full_4,  short_full_5,  short_full_6,
+        short_full_7,  short_full_8,  short_full_9,  short_full_10, short_full_11, short_full_12,
+        short_full_13, short_full_14, short_full_15, short_full_16,
+};
+static short_item *const short_causal[] = {
+    short_causal_1,  short_causal_2,  short_causal_3,  short_causal_4,  short_causal_5,  short_causal_6,
+    short_causal_7,  short_causal_8,  short_causal_9,  short_causal_10, short_causal_11, short_causal_12,
+    short_causal_13, short_causal_14, short_causal_15, short_causal_16,
+};
+
+/* NULL: there is none for this problem. */
+static short_item *short_length_item_of(const short_forward_context *f) {
+  const attend_problem *p = f->problem;
+  if (!f->in_blocks || p->head_dim != SHORT_COLUMNS || p->v_dim != SHORT_COLUMNS || p->type != short_length_type ||
+      attend_lengths_vary(p) || p->q_len != p->k_len || p->q_len > SHORT_LENGTHS || p->q_len == 0 || !f->q.in_place ||
+      !f->k.in_place || !f->v.in_place || !f->out.in_place)
+    return NULL;
+  const int length = (int)p->q_len;
+  short_ranges range;
+  memcpy(&range, &f->choice->own[SHORT_OWN_RANGES], sizeof range);
+  bool full = true, causal = true;
+  for (int i = 0; i < length; i++) {
+    full &= range.first_key[i] == 0 && range.last_key[i] == length;
+    causal &= range.first_key[i] == 0 && range.last_key[i] == i + 1;
+  }
+  return full ? short_full[length - 1] : causal ? short_causal[length - 1] : NULL;
+}
+
+#else /* not in blocks */
+static short_item *short_length_item_of(const short_forward_context *f) {
+  (void)f;
+  return NULL;
+}
+#endif
