@@ -4,11 +4,11 @@
 
 /* What all pairs share of Q, K, V or O. */
 typedef struct short_operand {
-  int64_t head;  /* bytes from a head to the next; 0 where there are no rows at all */
-  int64_t step;  /* from a row to the next, as it is read or written: in place, or where a copy is */
-  int64_t bytes; /* of a row's elements */
-  int64_t left;  /* rows of a pair of at most so many bytes are left to the hardware to ask for */
-  bool in_place;
+  int64_t head;            /* bytes from a head to the next; 0 where there are no rows at all */
+  int64_t step;            /* from a row to the next, as it is read or written: in place, or where a copy is */
+  int64_t bytes;           /* of a row's elements */
+  int64_t left;            /* rows of a pair of at most so many bytes are left to the hardware to ask for */
+  bool in_place, adjacent; /* rows follow each other */
 } short_operand;
 
 typedef struct short_forward_context {
@@ -60,8 +60,8 @@ static short_operand short_operand_at(const short_forward_context *f, operand_id
   const attend_layout *l = &p->layout[id];
   const attend_type type = p->type, as = short_row_type(type);
   const int64_t size = (int64_t)attend_type_size(type), padded = short_padded(columns, type);
-  const bool adjacent = l->row == columns && l->col == 1;
   short_operand x;
+  x.adjacent = l->row == columns && l->col == 1;
   x.in_place = type == as && l->col == 1;
   if (id == OPERAND_OUT)
     x.in_place &= !f->stream || (uintptr_t)f->operands->data[id] % 64 == 0; /* whole lines */
@@ -73,9 +73,9 @@ static short_operand short_operand_at(const short_forward_context *f, operand_id
    * at the end of a page of 4 KB, and larger pairs gain: of f32, 5 keys lose (158 to 181 ns a pair), 6 gain (250 to
    * 209); of bf16, half as long and with less to wait for, 16 lose (377 to 390). */
   if (f->in_blocks)
-    x.left = f->choice->own[SHORT_OWN_STAYS] ? INT64_MAX : !adjacent ? 0 : size == 2 ? 2048 : 1400;
+    x.left = f->choice->own[SHORT_OWN_STAYS] ? INT64_MAX : !x.adjacent ? 0 : size == 2 ? 2048 : 1400;
   else
-    x.left = f->stream && adjacent ? INT64_MAX : 0;
+    x.left = f->stream && x.adjacent ? INT64_MAX : 0;
   return x;
 }
 
