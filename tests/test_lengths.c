@@ -19,8 +19,9 @@ static int64_t key_heads = 2;
 /* Short, decoding, long; edges of each; empty; few tokens, which some instruction sets have code of their own for. */
 static const struct {
   int64_t q, k;
-} lengths[] = {{5, 5}, {1, 40}, {16, 600}, {33, 33}, {32, 32}, {3, 700}, {0, 4}, {20, 7}, {70, 200}, {1, 1},
-               {2, 0}, {8, 32}, {17, 40},  {2, 2},   {3, 3},   {4, 4},   {6, 6}, {7, 7},  {8, 8}};
+} lengths[] = {{5, 5}, {1, 40}, {16, 600}, {33, 33}, {32, 32}, {3, 700}, {0, 4},   {20, 7},  {70, 200},
+               {1, 1}, {2, 0},  {8, 32},   {17, 40}, {2, 2},   {3, 3},   {4, 4},   {6, 6},   {7, 7},
+               {8, 8}, {9, 9},  {10, 10},  {11, 11}, {12, 12}, {13, 13}, {14, 14}, {15, 15}, {16, 16}};
 enum { SEQUENCES = sizeof lengths / sizeof lengths[0] };
 
 static const struct {
@@ -299,8 +300,10 @@ static void same_bits_in_any_form(void **state) {
   static const struct {
     int64_t d, dv, key_heads;
     attend_options options;
-  } cases[] = {
-      {64, 64, 2, {.flags = ATTEND_CAUSAL}}, {64, 64, H, {.flags = ATTEND_CAUSAL}}, {20, 36, 2, {.softcap = 5}}};
+  } cases[] = {{64, 64, 2, {.flags = ATTEND_CAUSAL}},
+               {64, 64, H, {.flags = ATTEND_CAUSAL}},
+               {64, 64, H, {0}},
+               {20, 36, 2, {.softcap = 5}}};
   int failed = 0;
   for (int type = 0; type < 4; type++)
     for (size_t n = 0; n < sizeof cases / sizeof *cases; n++) {
