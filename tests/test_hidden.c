@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* What may not be seen changes nothing, bit for bit: NaN and Inf in every key, value, bias and query that is hidden
- * from everybody; and NaN that some rows see reaches those rows alone. */
+ * from everybody; and NaN that some rows see, or come to by an overflow, reaches those rows alone. */
 #include "support/judge.h"
 
 #include <setjmp.h>
@@ -148,38 +148,75 @@ static void what_some_rows_see_reaches_no_other(void **state) {
   assert_int_equal(failed, 0);
 }
 
+/* How many kernels give other bits to a problem that is spoiled than to the same one that is not, in dQ of another
+ * query than `query` (of the first head) or in the gradient `of_keys` from `key` on. */
+static int reach_others(const problem_spec *spec, void (*spoil)(test_problem *p, bool spoiled), int64_t query,
+                        operand_id of_keys, int64_t key) {
+  int failed = 0;
+  test_problem clean, dirty;
+  problem_make(&clean, spec);
+  problem_make(&dirty, spec);
+  spoil(&clean, false), spoil(&dirty, true);
+  run_for_backward(&clean), run_for_backward(&dirty);
+  kernel_names kernels = usable_kernels(ATTEND_BACKWARD, spec->dtype);
+  for (int k = -1; k < kernels.count; k++) {
+    run_outputs x, y;
+    const char *name = k < 0 ? NULL : kernels.name[k];
+    if (run_kernel(&clean, ATTEND_BACKWARD, name, 1, &x)) continue;
+    if (run_kernel(&dirty, ATTEND_BACKWARD, name, 1, &y)) fail_msg("%s", attend_error_message());
+    bool same = true;
+    for (int of = 0; of < 2; of++) {
+      const operand_id id = of ? of_keys : OPERAND_D_Q;
+      const int64_t rows = of ? spec->k_len : spec->heads * spec->q_len, dim = spec->head_dim;
+      for (int64_t e = of ? key * dim : 0; e < rows * dim; e++) {
+        const double a = tensor_get(&x.t[id], e), b = tensor_get(&y.t[id], e);
+        same = same && (memcmp(&a, &b, sizeof a) == 0 || (!of && e / dim == query));
+      }
+    }
+    if (!same) print_message("%s: %d tokens\n", name ? name : "reference", (int)spec->q_len), failed++;
+    run_free(&x);
+    run_free(&y);
+  }
+  problem_free(&clean);
+  problem_free(&dirty);
+  return failed;
+}
+
 /* Causal, as many keys as queries: the last value is NaN, which the last query alone sees. P does not depend on it, so
  * that dV is what it was, and dQ but for that query. */
+static void spoil_last_value(test_problem *p, bool spoiled) {
+  if (spoiled) tensor_set(&p->t[OPERAND_V], p->spec.k_len * p->spec.v_dim - 1, NAN);
+}
 static void the_last_value_changes_only_what_sees_it(void **state) {
   (void)state;
   int failed = 0;
   for (int64_t length = 2; length <= 23; length += length < 9 ? 1 : 7)
     for (int t = 0; t < 8; t++) {
       problem_spec spec = hiding_spec(types[t % 4], 4, 0);
-      const int64_t dim = t < 4 ? 16 : 64;
-      spec.q_len = spec.k_len = length, spec.batch = 1, spec.heads = 1, spec.head_dim = spec.v_dim = dim;
-      test_problem clean, dirty;
-      problem_make(&clean, &spec);
-      problem_make(&dirty, &spec);
-      tensor_set(&dirty.t[OPERAND_V], length * dim - 1, NAN);
-      run_for_backward(&clean), run_for_backward(&dirty);
-      kernel_names kernels = usable_kernels(ATTEND_BACKWARD, spec.dtype);
-      for (int k = -1; k < kernels.count; k++) {
-        run_outputs x, y;
-        const char *name = k < 0 ? NULL : kernels.name[k];
-        if (run_kernel(&clean, ATTEND_BACKWARD, name, 1, &x)) continue;
-        if (run_kernel(&dirty, ATTEND_BACKWARD, name, 1, &y)) fail_msg("%s", attend_error_message());
-        bool same = tensor_same_bits(&x.t[OPERAND_D_V], &y.t[OPERAND_D_V]);
-        for (int64_t e = 0; e < (length - 1) * dim; e++) {
-          const double a = tensor_get(&x.t[OPERAND_D_Q], e), b = tensor_get(&y.t[OPERAND_D_Q], e);
-          same = same && memcmp(&a, &b, sizeof a) == 0;
-        }
-        if (!same) print_message("%s: %d tokens\n", name ? name : "reference", (int)length), failed++;
-        run_free(&x);
-        run_free(&y);
-      }
-      problem_free(&clean);
-      problem_free(&dirty);
+      spec.q_len = spec.k_len = length, spec.batch = 1, spec.heads = 1, spec.head_dim = spec.v_dim = t < 4 ? 16 : 64;
+      failed += reach_others(&spec, spoil_last_value, length - 1, OPERAND_D_V, 0);
+    }
+  assert_int_equal(failed, 0);
+}
+
+/* Query 1 sees two keys alike, and dP of each is finite, but not their sum: dS is NaN or Inf for these two alone. */
+static void spoil_delta(test_problem *p, bool spoiled) {
+  const problem_spec *s = &p->spec;
+  for (int64_t c = 0; c < s->head_dim; c++) {
+    tensor_set(&p->t[OPERAND_Q], s->head_dim + c, 0);
+    tensor_set(&p->t[OPERAND_D_OUT], s->head_dim + c, c ? 0 : spoiled ? 3e38 : 1);
+    for (int64_t j = 0; j < 2; j++) tensor_set(&p->t[OPERAND_V], j * s->head_dim + c, c ? 0 : 1);
+  }
+}
+static void a_sum_that_overflows_reaches_no_key_behind(void **state) {
+  (void)state;
+  int failed = 0;
+  for (int64_t length = 2; length <= 20; length++)
+    for (int t = 0; t < 8; t++) {
+      problem_spec spec = hiding_spec(types[t % 2 * 2], 4, 0); /* f32 and bf16: those that reach 3e38 */
+      spec.q_len = spec.k_len = length, spec.batch = 1, spec.heads = t / 2 % 2 + 1;
+      spec.head_dim = spec.v_dim = t < 4 ? 16 : 64;
+      failed += reach_others(&spec, spoil_delta, 1, OPERAND_D_K, 2);
     }
   assert_int_equal(failed, 0);
 }
@@ -187,6 +224,7 @@ static void the_last_value_changes_only_what_sees_it(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(hidden_elements_change_nothing),
                                      cmocka_unit_test(the_last_value_changes_only_what_sees_it),
+                                     cmocka_unit_test(a_sum_that_overflows_reaches_no_key_behind),
                                      cmocka_unit_test(what_some_rows_see_reaches_no_other)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,8 +26,9 @@ typedef struct short_gradient {
 } short_gradient;
 
 /* From scores to P and from dP to scale * dS, in place: `tiles` tiles, a constant if they are to stay in registers, of
- * n queries, a constant. Where hidden a score is -inf and dP 0. */
-WORD void short_softmax_gradient(int n, int tiles, lanes *x, lanes *z, lanes scale) {
+ * n queries, a constant. Where hidden a score is -inf and dP 0. Returns 0, or NaN for queries whose delta overflows:
+ * then dS is NaN where hidden, too. */
+WORD lanes short_softmax_gradient(int n, int tiles, lanes *x, lanes *z, lanes scale) {
   const lanes minus_infinity = lanes_set1(-(real)INFINITY);
   lanes max = minus_infinity, sum = lanes_zero(), delta = lanes_zero();
 #pragma GCC unroll 4
@@ -53,11 +54,13 @@ WORD void short_softmax_gradient(int n, int tiles, lanes *x, lanes *z, lanes sca
     x[t] = lanes_mul(x[t], share);
     z[t] = lanes_mul(lanes_mul(x[t], lanes_sub(z[t], delta)), scale);
   }
+  return lanes_mul(delta, lanes_zero());
 }
 
 /* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices. n = b->rows is a
- * constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or NaN where scores or dP are not
- * finite, hidden or not: then P and dS are right only where they are not hidden, but 0 there in words of two. */
+ * constant, and `constant`, the number of tiles, or it is 0: any number. Returns 0, or NaN where scores, dP or their
+ * delta are not finite, hidden or not: then P and dS are right only where they are not hidden, but 0 there in words of
+ * two. */
 WORD lanes short_block_gradient(const short_block *b, int n, int constant, const real *s, const real *dp,
                                 const short_gradient *to) {
   const int keys = LANES / n, tiles = constant ? constant : b->tiles;
@@ -72,7 +75,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, const
       z[t] = lanes_select(b->hidden[t], lanes_zero(), z[t]);
     }
   }
-  short_softmax_gradient(n, tiles, x, z, lanes_set1(to->scale));
+  check = lanes_add(check, short_softmax_gradient(n, tiles, x, z, lanes_set1(to->scale)));
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
     const int key = b->first + t * keys;
@@ -102,7 +105,7 @@ WORD lanes short_block_gradient_of(const short_block *b, int n, const real *s, c
   return short_block_gradient(b, n, 0, s, dp, to);
 }
 
-/* The same of all blocks. Are scores and dP finite? */
+/* The same of all blocks. Are scores, dP and delta finite? */
 static bool short_blocks_gradient(const short_blocks *x, const real *s, const real *dp, const short_gradient *to) {
   lanes check = lanes_zero();
   for (int i = 0; i < x->count; i++) {
