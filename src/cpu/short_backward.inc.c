@@ -37,7 +37,7 @@ typedef struct short_backward_pair {
   bool first, last; /* of the heads that share keys */
   attend_matrix m[PAIR_MATRICES];
   vector_rows q, k, v, d_out;
-  bool finite; /* scores and dP are, hidden ones too */
+  bool finite; /* scores, dP and delta are, hidden ones too */
 } short_backward_pair;
 
 static short_backward_scratch short_backward_scratch_at(const attend_problem *p, char *base, int64_t *used) {
@@ -246,7 +246,7 @@ static void short_backward_products(const short_backward_context *c, const short
 }
 
 /* P and dS of a pair that is a triangle of n tokens, and its gradients where they are just to be stored; else the first
- * as matrices. */
+ * as matrices, which blocks are faster at and whose bits theirs are: where there are none. */
 static void short_backward_triangle(const short_backward_context *c, short_backward_pair *x,
                                     const short_backward_scratch *w, int n) {
   short_triangle t = c->triangle;
@@ -340,7 +340,9 @@ static void short_backward_item(void *context, int worker, int64_t index) {
     if (x->shape != shape) {
       shape = x->shape;
       slots = 1 + short_tiles(p, &shape->slice, 2, 3);
-      triangle = c->triangles ? short_triangle_tokens(&shape->range, shape->slice.q_len, shape->slice.k_len) : 0;
+      triangle = 0;
+      if (c->triangles && (c->whole || !short_is_in_blocks(c->in_blocks)))
+        triangle = short_triangle_tokens(&shape->range, shape->slice.q_len, shape->slice.k_len);
       if (short_is_in_blocks(c->in_blocks)) short_blocks_make(&shape->range, (int)shape->slice.q_len, &blocks);
     }
     ahead.pace = 1 + ahead.rows / slots;
