@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """This library beside PyTorch and ONNX Runtime on the CPU: same inputs, same process, calls interleaved, medians after a
-warm-up, inputs rotated past the cache; with several threads a pause before each call. Checks that they agree, prints a table, draws docs/performance/cpu.svg, and
-replaces the table of docs/performance/cpu.md between its markers."""
+warm-up, inputs rotated past the cache; with several threads a pause before each call. Checks that they agree, prints a
+table, draws docs/performance/cpu.svg, and replaces the table of docs/performance/cpu.md between its markers."""
 import argparse
 import dataclasses
 import io

@@ -16,8 +16,8 @@ enum {
   DECODE_AHEAD = 16                       /* how many keys before its turn a row is asked for */
 };
 
-/* Rows of K or V of one chunk: of the tensor's type where it can be read in place, else packed as reals; REAL_TYPE
- * where they are read as words. */
+/* Rows of K or V of one chunk: of the tensor's type where it can be read in place, else packed as reals (as words, with
+ * words of two elements). */
 typedef struct decode_rows {
   const char *row[DECODE_CHUNK + DECODE_AHEAD]; /* in_order: the first alone; else further ones to ask for */
   bool in_order;                                /* side by side, and read like that */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* A pool of threads that help whoever calls. A call is a job on its caller's stack, published in a slot; idle threads
- * enter the first slot whose job has tasks left, and the caller works on its own job like any helper. Nobody ever waits
- * for a task that has not been taken by a running thread, so nesting, concurrent callers and missing threads cannot
- * deadlock.
+ * enter every open slot and work on what is left there, and the caller works on its own job like any helper. Nobody
+ * ever waits for a task that has not been taken by a running thread, so nesting, concurrent callers and missing threads
+ * cannot deadlock.
  *
  * Idle threads and waiting callers spin for some microseconds before they sleep: a futex wake costs 5 to 50 us, which
  * is longer than many a short attention call. They do not spin when there are more threads than CPUs. Threads come and

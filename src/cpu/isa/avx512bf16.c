@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The tiled algorithms for AVX512-BF16: the lanes of AVX-512, the products of bf16 pairs. */
+/* The algorithms for AVX512-BF16: the lanes of AVX-512, the products of bf16 pairs. */
 #define ISA avx512bf16
 #define TILE_ROWS 8
 #define TILE_VECTORS 2

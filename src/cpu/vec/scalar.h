@@ -68,8 +68,8 @@ WORD lanes lanes_once(lanes x) {
 #endif
   return x;
 }
-/* The first n of LANES lanes, 0 <= n <= LANES; a load leaves 0 in the others. */
 WORD lanes lanes_load_next(const real *p) { return lanes_load(p); }
+/* The first n of LANES lanes, 0 <= n <= LANES; a load leaves 0 in the others. */
 WORD lanes lanes_load_first(const real *p, int n) {
   lanes x = {0};
   for (int i = 0; i < LANES; i++)
