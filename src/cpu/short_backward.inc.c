@@ -400,8 +400,10 @@ static void short_backward_triangles(void *context, int worker, int64_t index) {
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
 
-/* `count` pairs, a constant, of one query and one key each: short_ones.inc.c says why. */
-WORD void short_backward_ones_step(const short_backward_context *c, short_ones_walk *w, int count) {
+/* `count` pairs, a constant, of one query and one key each: short_ones.inc.c says why. Rows have k_columns and
+ * v_columns, which may be constants. */
+WORD void short_backward_ones_step(const short_backward_context *c, short_ones_walk *w, int count, int64_t k_columns,
+                                   int64_t v_columns) {
   const attend_problem *p = c->problem;
   const attend_operands *o = c->operands;
   const short_ones q = short_ones_at(p, o, OPERAND_Q, w, count), k = short_ones_at(p, o, OPERAND_K, w, count);
@@ -409,30 +411,35 @@ WORD void short_backward_ones_step(const short_backward_context *c, short_ones_w
   const short_ones d_q = short_ones_at(p, o, OPERAND_D_Q, w, count), d_k = short_ones_at(p, o, OPERAND_D_K, w, count);
   const short_ones d_v = short_ones_at(p, o, OPERAND_D_V, w, count);
   lanes s[LANES], dp[LANES], size = lanes_zero();
-  short_ones_dots(&q, &k, count, p->head_dim, s);
-  short_ones_dots(&d_out, &v, count, p->v_dim, dp);
+  short_ones_dots(&q, &k, count, k_columns, s);
+  short_ones_dots(&d_out, &v, count, v_columns, dp);
 #pragma GCC unroll 8
   for (int i = 0; i < count; i++) size = lanes_add(size, lanes_add(lanes_abs(s[i]), lanes_abs(dp[i])));
   const real factor = score_factor(p), enlarged = factor < 0 ? 1 - factor : 1 + factor;
   if (mask_any(mask_not(lanes_less(lanes_mul(size, lanes_set1(enlarged)), lanes_set1((real)0x1p100))))) {
     const lanes power = short_ones_softmax(lanes_mul(lanes_sums(s), lanes_set1(factor)));
     const lanes dp_sum = lanes_sums(dp), ds = lanes_mul(power, lanes_sub(dp_sum, dp_sum)); /* delta is dP */
-    short_ones_products(&d_q, ds, &k, count, p->head_dim, c->stream_q);
-    short_ones_products(&d_k, ds, &q, count, p->head_dim, c->stream_k);
-    short_ones_products(&d_v, power, &d_out, count, p->v_dim, c->stream_v);
+    short_ones_products(&d_q, ds, &k, count, k_columns, c->stream_q);
+    short_ones_products(&d_k, ds, &q, count, k_columns, c->stream_k);
+    short_ones_products(&d_v, power, &d_out, count, v_columns, c->stream_v);
   } else { /* Far from what overflows, all is finite: P = 1, dS = 0, and no lanes need be added up. */
-    short_ones_products(&d_q, lanes_zero(), NULL, count, p->head_dim, c->stream_q);
-    short_ones_products(&d_k, lanes_zero(), NULL, count, p->head_dim, c->stream_k);
-    short_ones_products(&d_v, lanes_set1(1), &d_out, count, p->v_dim, c->stream_v);
+    short_ones_products(&d_q, lanes_zero(), NULL, count, k_columns, c->stream_q);
+    short_ones_products(&d_k, lanes_zero(), NULL, count, k_columns, c->stream_k);
+    short_ones_products(&d_v, lanes_set1(1), &d_out, count, v_columns, c->stream_v);
   }
   short_ones_next(p, w, count);
 }
 static void short_backward_ones(void *context, int worker, int64_t index) {
   const short_backward_context *c = context;
+  const int64_t k_columns = c->problem->head_dim, v_columns = c->problem->v_dim;
   short_ones_walk w = short_ones_begin(c->problem, index);
   (void)worker;
-  while (w.left >= SHORT_ONES) short_backward_ones_step(c, &w, SHORT_ONES);
-  while (w.left > 0) short_backward_ones_step(c, &w, 1);
+  while (w.left >= SHORT_ONES) short_backward_ones_step(c, &w, SHORT_ONES, k_columns, v_columns);
+  while (w.left > 0)
+    if (k_columns == SHORT_ONES_USUAL && v_columns == SHORT_ONES_USUAL)
+      short_backward_ones_step(c, &w, 1, SHORT_ONES_USUAL, SHORT_ONES_USUAL);
+    else
+      short_backward_ones_step(c, &w, 1, k_columns, v_columns);
   if (c->stream_q || c->stream_k || c->stream_v) lanes_stream_end();
 }
 

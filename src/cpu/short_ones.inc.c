@@ -4,6 +4,7 @@
  * of a step. Each lane does what its pair alone would: the bits are the same. Those that fill no vector go one by one.
  */
 enum { SHORT_ONES = LANES < SHORT_BATCH ? LANES : SHORT_BATCH };
+enum { SHORT_ONES_USUAL = 64 }; /* columns that a single pair has code of its own for: a call for it is all overhead */
 
 typedef struct short_ones {
   real *row[SHORT_ONES];
@@ -53,6 +54,7 @@ WORD short_ones short_ones_at(const attend_problem *p, const attend_operands *o,
 WORD void short_ones_dots(const short_ones *x, const short_ones *y, int count, int64_t columns, lanes sum[LANES]) {
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) sum[i] = lanes_zero();
+#pragma GCC unroll 4
   for (int64_t c = 0; c < columns; c += 2 * LANES)
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) {
@@ -77,6 +79,7 @@ WORD void short_ones_products(const short_ones *out, lanes a, const short_ones *
   for (int i = 0; i < count; i++) {
     if (!out->row[i]) return;
     const lanes y = lanes_set1(factor[i]);
+#pragma GCC unroll 4
     for (int64_t c = 0; c < columns; c += 2 * LANES) {
       const real *from = x ? x->row[i] + c : NULL;
       const lanes z[2] = {x ? lanes_fma(y, lanes_load(from), zero) : zero,

@@ -266,13 +266,17 @@ WORD lane_mask lanes_equal(lanes a, lanes b) { return a == b; } /* the same */
 WORD lane_mask lanes_unordered(lanes a) { return a != a; }      /* is it NaN? */
 WORD lane_mask mask_or(lane_mask a, lane_mask b) { return a | b; }
 WORD lane_mask mask_not(lane_mask a) { return ~a; }
-typedef int64_t mask_words __attribute__((vector_size(VECTOR_BYTES)));
+typedef long long mask_words __attribute__((vector_size(VECTOR_BYTES)));
 WORD int mask_any(lane_mask m) {
   mask_words words = (mask_words)m;
+#if defined(__AVX__) && VECTOR_BYTES == 32
+  return !__builtin_ia32_ptestz256(words, words);
+#else
   int64_t any = 0;
 #pragma GCC unroll 4
   for (int i = 0; i < VECTOR_BYTES / 8; i++) any |= words[i];
   return any != 0;
+#endif
 }
 WORD lane_mask mask_first(int n) { /* lanes 0 … n-1 */
   return lanes_index() < lanes_set1((real)n);
