@@ -81,11 +81,11 @@ enum { TRIANGLE_SUMS = LANES < 16 ? 11 : 26 };
  * row r of a meets those of b up to lead + r: all but first and from are constants. */
 WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int rows, int from, int count, int lead,
                          lanes *x, attend_type type) {
-  const int keys = LANES / rows;
+  const int keys = LANES / rows, tiles = (count + keys - 1) / keys;
   const char *q = t->rows[a] + first * t->step[a], *k = t->rows[b] + from * t->step[b];
   lanes sum[4][LANES];
 #pragma GCC unroll 4
-  for (int m = 0; m < (count + keys - 1) / keys; m++)
+  for (int m = 0; m < tiles; m++)
 #pragma GCC unroll 16
     for (int l = 0; l < LANES; l++) sum[m][l] = lanes_zero();
   for (int64_t c = 0; c < t->columns; c += TRIANGLE_VECTORS * LANES)
@@ -110,7 +110,7 @@ WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int r
       }
     }
 #pragma GCC unroll 4
-  for (int m = 0; m < (count + keys - 1) / keys; m++) x[m] = lanes_sums(sum[m]);
+  for (int m = 0; m < tiles; m++) x[m] = lanes_sums(sum[m]);
 }
 
 /* All tiles of the block of queries from `first` on, a constant. */
