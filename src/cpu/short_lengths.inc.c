@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Forward on short sequences of 1 to SHORT_LENGTHS tokens, causal or not, of SHORT_COLUMNS dimensions, with every
  * length a constant. Blocks, their order and the bits are those of short_blocks.inc.c, which takes lengths from memory:
- * of 5 tokens that were 1245 instructions a pair, of which 480 are vectors'. Nothing is called from pair to pair and
- * little stored, since stores wait behind those past the cache: with a call for each of scores, softmax and values 5
- * tokens took 7 ns more in the cache and 33 more from memory. */
+ * of 5 tokens that were 1245 instructions a pair, of which 480 are vectors'. Nothing is called from pair to pair: with
+ * a call for each of scores, softmax and values 5 tokens took 7 ns more in the cache and 33 more from memory. */
 
 enum { SHORT_LENGTHS = 16, SHORT_COLUMNS = 64 };
 static const attend_type short_length_type = TILE_TERMS == 2 ? TYPE_BF16 : REAL_TYPE;
