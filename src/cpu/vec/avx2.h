@@ -185,13 +185,13 @@ WORD lanes lanes_pow2(lanes n) {
 
 #include "cpu/vec/exp2.h"
 
-/* -127 has the biased exponent 0: what is clamped there comes out as exactly 0. */
+/* 2^n is added to the exponent. What is clamped to -127 comes out as exactly 0: 1 with the biased exponent 0. */
 WORD lanes lanes_exp2(lanes x) {
   x = _mm256_max_ps(_mm256_set1_ps(-127), x);
-  lanes t = _mm256_add_ps(x, _mm256_set1_ps(0x1.8p23f + 127));
-  lanes r = _mm256_sub_ps(x, _mm256_sub_ps(t, _mm256_set1_ps(0x1.8p23f + 127)));
-  lanes scale = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23));
-  return _mm256_mul_ps(scale, _mm256_fmadd_ps(r, lanes_exp2m1_over(r), _mm256_set1_ps(1)));
+  lanes r = _mm256_sub_ps(x, lanes_round(x));
+  __m256i n = _mm256_slli_epi32(_mm256_cvtps_epi32(x), 23);
+  lanes p = _mm256_fmadd_ps(r, lanes_exp2m1_over(r), _mm256_set1_ps(1));
+  return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_castps_si256(p)));
 }
 
 /* ---- log2 ---- */
