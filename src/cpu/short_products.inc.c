@@ -92,10 +92,10 @@ static void short_product_rest(const short_product *t, int r, int64_t c, real *s
 
 enum { SHORT_PRODUCT_ROWS = 5 }; /* of a tile, at most */
 
-/* One term of rows `from` … `to` - 1, p[r] of each. What one row alone loads may be the operand of its instruction.
+/* One term of rows `from` … `to` - 1, *p[r] of each. What one row alone loads may be the operand of its instruction.
  * `second` is the second row of x for words of two elements, where either may be NULL, a constant: then that element
  * does not count. */
-WORD void short_product_step(lanes sum[SHORT_PRODUCT_ROWS][8], const lanes p[SHORT_PRODUCT_ROWS], const char *x,
+WORD void short_product_step(lanes sum[SHORT_PRODUCT_ROWS][8], const real *const p[SHORT_PRODUCT_ROWS], const char *x,
                              const char *second, int from, int to, int vectors, attend_type as) {
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; v += short_parts(as)) {
@@ -108,14 +108,14 @@ WORD void short_product_step(lanes sum[SHORT_PRODUCT_ROWS][8], const lanes p[SHO
 #pragma GCC unroll 2
     for (int part = 0; part < short_parts(as); part++)
 #pragma GCC unroll 5
-      for (int r = from; r < to; r++) sum[r][v + part] = tile_step(p[r], y[part], sum[r][v + part]);
+      for (int r = from; r < to; r++) sum[r][v + part] = tile_step_at(p[r], y[part], sum[r][v + part]);
   }
 }
 WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, const char *x,
                              const char *second, int from, int to, int vectors, attend_type as) {
-  lanes p[SHORT_PRODUCT_ROWS];
+  const real *p[SHORT_PRODUCT_ROWS];
 #pragma GCC unroll 5
-  for (int r = from; r < to; r++) p[r] = lanes_set1(a[r * a_row]);
+  for (int r = from; r < to; r++) p[r] = a + r * a_row;
   short_product_step(sum, p, x, second, from, to, vectors, as);
 }
 

@@ -191,11 +191,11 @@ WORD lanes triangle_gradient_of_four(const short_triangle *t, int first, attend_
  * which each row replaces by itself. */
 WORD void triangle_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n, bool of_queries, int first, int term,
                         const char *x, const char *second, int from, int to, attend_type type) {
-  lanes p[SHORT_PRODUCT_ROWS];
+  const real *p[SHORT_PRODUCT_ROWS];
 #pragma GCC unroll 5
   for (int r = 0; r < SHORT_PRODUCT_ROWS; r++) {
     if (r < from || r >= to) continue;
-    p[r] = lanes_set1(a[of_queries ? triangle_at(n, first + r, term) : triangle_at(n, term, first + r)]);
+    p[r] = a + (of_queries ? triangle_at(n, first + r, term) : triangle_at(n, term, first + r));
   }
   short_product_step(sum, p, x, second, from, to, TRIANGLE_VECTORS, type);
 }

@@ -7,6 +7,12 @@
 #define TILE_TERMS 2
 
 WORD lanes tile_step(lanes x, lanes y, lanes sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y); }
+/* The same of one word in memory, read by the instruction itself: a broadcast into a register is a shuffle, on Zen 4 on
+ * one of the two ports that multiply half of the time. */
+WORD lanes tile_step_at(const real *x, lanes y, lanes sum) {
+  __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(y), "m"(*x));
+  return sum;
+}
 /* first in the low halves, second in the high ones, rounded to nearest even. */
 WORD lanes tile_words(lanes first, lanes second) {
   const lanes x[2] = {first, second};

@@ -15,6 +15,9 @@
 #define TILE_TERMS 1 /* products of one step: elements of a word of A and B */
 
 WORD lanes tile_step(lanes x, lanes y, lanes sum) { return lanes_fma(x, y, sum); }
+/* The same of one word in memory. (As the operand of the instruction it was 2 to 5% slower: 5, 8 and 16 tokens backward
+ * with AVX-512; the shuffles of bf16 are not there.) */
+WORD lanes tile_step_at(const real *x, lanes y, lanes sum) { return lanes_fma(lanes_set1(*x), y, sum); }
 /* One row of words from TILE_TERMS rows of elements. */
 WORD lanes tile_words(lanes first, lanes second) {
   (void)second;
