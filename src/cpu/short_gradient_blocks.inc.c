@@ -25,36 +25,59 @@ typedef struct short_gradient {
   real scale;
 } short_gradient;
 
-/* From scores to P and from dP to scale * dS, in place: `tiles` tiles, a constant if they are to stay in registers, of
- * n queries, a constant. Where hidden a score is -inf and dP 0. Returns 0, or NaN for queries whose delta overflows:
- * then dS is NaN where hidden, too. */
-WORD lanes short_softmax_gradient(int n, int tiles, lanes *x, lanes *z, lanes scale) {
+/* Blocks, at most, that go through the softmax together. */
+enum { SHORT_SOFTMAXES = 4 };
+
+/* From scores to P and from dP to scale * dS, in place, of `count` blocks, a constant: block b has tiles[b] tiles,
+ * constants if they are to stay in registers, of rows[b] queries, constants. Step by step for all of them, so that one
+ * has something to wait beside. Where hidden a score is -inf and dP 0. Returns 0, or NaN for queries whose delta
+ * overflows: then dS is NaN where hidden, too. */
+WORD lanes short_softmax_gradient(int count, const int *rows, const int *tiles, lanes (*x)[SHORT_BLOCK_TILES],
+                                  lanes (*z)[SHORT_BLOCK_TILES], lanes scale) {
   const lanes minus_infinity = lanes_set1(-(real)INFINITY);
-  lanes max = minus_infinity, sum = lanes_zero(), delta = lanes_zero();
+  lanes max[SHORT_SOFTMAXES], sum[SHORT_SOFTMAXES], delta[SHORT_SOFTMAXES], check = lanes_zero();
 #pragma GCC unroll 4
-  for (int t = 0; t < tiles; t++) max = lanes_max(x[t], max);
+  for (int b = 0; b < count; b++) {
+    max[b] = minus_infinity;
 #pragma GCC unroll 4
-  for (int lane = LANES / 2; lane >= n; lane /= 2) max = lanes_max(lanes_rotate(max, lane), max);
-  max = lanes_select(lanes_equal(max, minus_infinity), lanes_zero(), max);
-#pragma GCC unroll 4
-  for (int t = 0; t < tiles; t++) {
-    x[t] = tile_exp2(lanes_sub(x[t], max));
-    sum = lanes_add(sum, x[t]);
-    delta = lanes_fma(x[t], z[t], delta);
+    for (int t = 0; t < tiles[b]; t++) max[b] = lanes_max(x[b][t], max[b]);
   }
 #pragma GCC unroll 4
-  for (int lane = LANES / 2; lane >= n; lane /= 2) {
-    sum = lanes_add(lanes_rotate(sum, lane), sum);
-    delta = lanes_add(lanes_rotate(delta, lane), delta);
-  }
-  const lanes share = lanes_select(lanes_equal(sum, lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), sum));
-  delta = lanes_mul(delta, share);
+  for (int lane = LANES / 2; lane >= 1; lane /= 2)
 #pragma GCC unroll 4
-  for (int t = 0; t < tiles; t++) {
-    x[t] = lanes_mul(x[t], share);
-    z[t] = lanes_mul(lanes_mul(x[t], lanes_sub(z[t], delta)), scale);
+    for (int b = 0; b < count; b++)
+      if (lane >= rows[b]) max[b] = lanes_max(lanes_rotate(max[b], lane), max[b]);
+#pragma GCC unroll 4
+  for (int b = 0; b < count; b++) {
+    max[b] = lanes_select(lanes_equal(max[b], minus_infinity), lanes_zero(), max[b]);
+    sum[b] = delta[b] = lanes_zero();
+#pragma GCC unroll 4
+    for (int t = 0; t < tiles[b]; t++) {
+      x[b][t] = tile_exp2(lanes_sub(x[b][t], max[b]));
+      sum[b] = lanes_add(sum[b], x[b][t]);
+      delta[b] = lanes_fma(x[b][t], z[b][t], delta[b]);
+    }
   }
-  return lanes_mul(delta, lanes_zero());
+#pragma GCC unroll 4
+  for (int lane = LANES / 2; lane >= 1; lane /= 2)
+#pragma GCC unroll 4
+    for (int b = 0; b < count; b++)
+      if (lane >= rows[b]) {
+        sum[b] = lanes_add(lanes_rotate(sum[b], lane), sum[b]);
+        delta[b] = lanes_add(lanes_rotate(delta[b], lane), delta[b]);
+      }
+#pragma GCC unroll 4
+  for (int b = 0; b < count; b++) {
+    const lanes share = lanes_select(lanes_equal(sum[b], lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), sum[b]));
+    delta[b] = lanes_mul(delta[b], share);
+    check = lanes_fma(delta[b], lanes_zero(), check);
+#pragma GCC unroll 4
+    for (int t = 0; t < tiles[b]; t++) {
+      x[b][t] = lanes_mul(x[b][t], share);
+      z[b][t] = lanes_mul(lanes_mul(x[b][t], lanes_sub(z[b][t], delta[b])), scale);
+    }
+  }
+  return check;
 }
 
 /* From the scores of a block at s and its dP at `dp`, tile by tile, to its queries in the matrices. n = b->rows is a
@@ -65,7 +88,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, const
                                 const short_gradient *to) {
   const int keys = LANES / n, tiles = constant ? constant : b->tiles;
   const int last = (int)round_up(b->last, SHORT_BLOCK);
-  lanes check = lanes_zero(), x[SHORT_BLOCK_TILES], z[SHORT_BLOCK_TILES];
+  lanes check = lanes_zero(), blocks[2][1][SHORT_BLOCK_TILES], *const x = blocks[0][0], *const z = blocks[1][0];
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
     x[t] = lanes_load(s + t * LANES), z[t] = lanes_load(dp + t * LANES);
@@ -75,7 +98,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, const
       z[t] = lanes_select(b->hidden[t], lanes_zero(), z[t]);
     }
   }
-  check = lanes_add(check, short_softmax_gradient(n, tiles, x, z, lanes_set1(to->scale)));
+  check = lanes_add(check, short_softmax_gradient(1, &n, &tiles, blocks[0], blocks[1], lanes_set1(to->scale)));
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
     const int key = b->first + t * keys;

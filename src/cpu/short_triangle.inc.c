@@ -135,56 +135,90 @@ WORD lane_mask triangle_hidden(int first, int rows, int m) {
   return lanes_less(lanes_set1((real)(first - m * (LANES / rows))), lanes_load(triangle_leads[rows]));
 }
 
-/* From products of rows to P and scale * dS of the block of `rows` queries from `first` on, among the tiles. `tiles` is
- * a constant, or any number. Returns 0, or NaN where scores, dP or delta are not finite. */
-WORD lanes triangle_softmax(const short_triangle *t, int first, int rows, int tiles, lanes *x, lanes *z) {
+/* The blocks that go through the softmax together, and their tiles: constants, or any number of tiles of one block. */
+typedef struct triangle_blocks {
+  int count, first[SHORT_SOFTMAXES], rows[SHORT_SOFTMAXES], tiles[SHORT_SOFTMAXES];
+} triangle_blocks;
+WORD void triangle_blocks_add(triangle_blocks *b, int first, int rows) {
   const int keys = LANES / rows;
+  b->first[b->count] = first, b->rows[b->count] = rows, b->tiles[b->count++] = (first + rows + keys - 1) / keys;
+}
+
+/* From products of rows to P and scale * dS among the tiles. Returns 0, or NaN where scores, dP or delta are not
+ * finite. */
+WORD lanes triangle_softmax(const short_triangle *t, const triangle_blocks *of, lanes (*x)[SHORT_BLOCK_TILES],
+                            lanes (*z)[SHORT_BLOCK_TILES]) {
   lanes check = lanes_zero();
 #pragma GCC unroll 4
-  for (int m = 0; m < tiles; m++) {
-    x[m] = lanes_mul(x[m], lanes_set1(t->factor));
-    check = lanes_fma(z[m], lanes_zero(), lanes_fma(x[m], lanes_zero(), check));
-    if ((m + 1) * keys > first + 1)
-      x[m] = lanes_select(triangle_hidden(first, rows, m), lanes_set1(-(real)INFINITY), x[m]);
-  }
-  check = lanes_add(check, short_softmax_gradient(rows, tiles, x, z, lanes_set1(t->scale)));
+  for (int b = 0; b < of->count; b++)
 #pragma GCC unroll 4
-  for (int m = 0; m < tiles; m++) {
-    const int at = TRIANGLE_MAX * first + m * LANES;
-    if (TILE_TERMS == 2 && (m + 1) * keys > first + 1) {
-      const lane_mask hidden = triangle_hidden(first, rows, m);
-      x[m] = lanes_select(hidden, lanes_zero(), x[m]), z[m] = lanes_select(hidden, lanes_zero(), z[m]);
+    for (int m = 0; m < of->tiles[b]; m++) {
+      x[b][m] = lanes_mul(x[b][m], lanes_set1(t->factor));
+      check = lanes_fma(z[b][m], lanes_zero(), lanes_fma(x[b][m], lanes_zero(), check));
+      if ((m + 1) * (LANES / of->rows[b]) > of->first[b] + 1)
+        x[b][m] = lanes_select(triangle_hidden(of->first[b], of->rows[b], m), lanes_set1(-(real)INFINITY), x[b][m]);
     }
-    lanes_store(t->p + at, tile_words(x[m], rows == 1 ? lanes_zero() : lanes_rotate(x[m], 1)));
-    lanes_store(t->ds + at, tile_words(z[m], rows == 1 ? lanes_zero() : lanes_rotate(z[m], 1)));
-    if (TILE_TERMS == 2) lanes_store(t->ds_across + at, tile_words(z[m], lanes_rotate(z[m], rows)));
-  }
+  check = lanes_add(check, short_softmax_gradient(of->count, of->rows, of->tiles, x, z, lanes_set1(t->scale)));
+#pragma GCC unroll 4
+  for (int b = 0; b < of->count; b++)
+#pragma GCC unroll 4
+    for (int m = 0; m < of->tiles[b]; m++) {
+      const int first = of->first[b], rows = of->rows[b], at = TRIANGLE_MAX * first + m * LANES;
+      lanes p = x[b][m], ds = z[b][m];
+      if (TILE_TERMS == 2 && (m + 1) * (LANES / rows) > first + 1) {
+        const lane_mask hidden = triangle_hidden(first, rows, m);
+        p = lanes_select(hidden, lanes_zero(), p), ds = lanes_select(hidden, lanes_zero(), ds);
+      }
+      lanes_store(t->p + at, tile_words(p, rows == 1 ? lanes_zero() : lanes_rotate(p, 1)));
+      lanes_store(t->ds + at, tile_words(ds, rows == 1 ? lanes_zero() : lanes_rotate(ds, 1)));
+      if (TILE_TERMS == 2) lanes_store(t->ds_across + at, tile_words(ds, lanes_rotate(ds, rows)));
+    }
   return check;
 }
-/* Of n tokens, a constant, as is `first`. */
-WORD lanes triangle_gradient(const short_triangle *t, int n, int first, attend_type type) {
-  const int rows = triangle_rows(n, first), keys = LANES / rows, tiles = (first + rows + keys - 1) / keys;
-  lanes x[4], z[4];
-  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x, type);
-  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z, type);
-  return triangle_softmax(t, first, rows, tiles, x, z);
+
+/* Products of the block of queries from `first` on, a constant, of n tokens, one too. */
+WORD void triangle_block(const short_triangle *t, int n, int first, triangle_blocks *of, lanes (*x)[SHORT_BLOCK_TILES],
+                         lanes (*z)[SHORT_BLOCK_TILES], attend_type type) {
+  const int rows = triangle_rows(n, first);
+  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x[of->count], type);
+  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z[of->count], type);
+  triangle_blocks_add(of, first, rows);
 }
-WORD lanes triangle_gradient_of_four(const short_triangle *t, int first, attend_type type) {
-  lanes x[SHORT_MAX / 4], z[SHORT_MAX / 4];
-  triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x, type);
-  triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z, type);
-  switch (first) {
-  case 0:
-    return triangle_softmax(t, first, 4, 1, x, z);
-  case 4:
-    return triangle_softmax(t, first, 4, 2, x, z);
-  case 8:
-    return triangle_softmax(t, first, 4, 3, x, z);
-  case 12:
-    return triangle_softmax(t, first, 4, 4, x, z);
-  default:
-    return triangle_softmax(t, first, 4, first / 4 + 1, x, z);
+/* P and dS of n tokens, a constant. */
+WORD lanes triangle_gradient(const short_triangle *t, int n, attend_type type) {
+  const int second = triangle_rows(n, 0), third = second < n ? second + triangle_rows(n, second) : n;
+  triangle_blocks of;
+  lanes x[SHORT_SOFTMAXES][SHORT_BLOCK_TILES], z[SHORT_SOFTMAXES][SHORT_BLOCK_TILES];
+  of.count = 0;
+  triangle_ask(t, 0, n, PAIR_Q, type);
+  triangle_block(t, n, 0, &of, x, z, type);
+  triangle_ask(t, 0, n, PAIR_D_OUT, type);
+  if (second < n) triangle_block(t, n, second, &of, x, z, type);
+  if (third < n) triangle_block(t, n, third, &of, x, z, type);
+  return triangle_softmax(t, &of, x, z);
+}
+/* Of whole blocks of 4. */
+WORD lanes triangle_gradient_of_fours(const short_triangle *t, int n, attend_type type) {
+  lanes x[SHORT_MAX / 4][SHORT_BLOCK_TILES], z[SHORT_MAX / 4][SHORT_BLOCK_TILES], check = lanes_zero();
+  for (int first = 0; first < n; first += 4) {
+    triangle_ask(t, first, 4, PAIR_Q, type);
+    triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x[first / 4], type);
+    triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z[first / 4], type);
   }
+  triangle_blocks three = {0}, four = {0};
+#pragma GCC unroll 4
+  for (int first = 0; first < 16; first += 4) {
+    if (first < 12) triangle_blocks_add(&three, first, 4);
+    triangle_blocks_add(&four, first, 4);
+  }
+  if (n == 12) return triangle_softmax(t, &three, x, z);
+  check = triangle_softmax(t, &four, x, z);
+  for (int first = 16; first < n; first += 4) {
+    triangle_blocks one = {0};
+    triangle_blocks_add(&one, first, 4);
+    check = lanes_add(check, triangle_softmax(t, &one, x + first / 4, z + first / 4));
+  }
+  return check;
 }
 
 /* One term of `a` for the rows `from` … `to` - 1 of an output whose first is `first`: its query i and key j, one of
@@ -276,19 +310,7 @@ WORD bool short_triangle_as(const short_triangle *t, int n, bool fours) {
   const attend_type type = short_type(REAL_TYPE);
   lanes check = lanes_zero();
   if (fours ? !TRIANGLE_FOURS : TRIANGLE_MAX == 0) return true; /* there are none */
-  if (fours)
-    for (int first = 0; first < n; first += 4) {
-      triangle_ask(t, first, 4, PAIR_Q, type);
-      check = lanes_add(check, triangle_gradient_of_four(t, first, type));
-    }
-  else {
-    const int second = triangle_rows(n, 0), third = second < n ? second + triangle_rows(n, second) : n;
-    triangle_ask(t, 0, n, PAIR_Q, type);
-    check = triangle_gradient(t, n, 0, type);
-    triangle_ask(t, 0, n, PAIR_D_OUT, type);
-    if (second < n) check = lanes_add(check, triangle_gradient(t, n, second, type));
-    if (third < n) check = lanes_add(check, triangle_gradient(t, n, third, type));
-  }
+  check = fours ? triangle_gradient_of_fours(t, n, type) : triangle_gradient(t, n, type);
   triangle_products(t, n, fours, PAIR_D_Q, t->ds_across, PAIR_K, type);
   if (!fours) triangle_ask(t, 0, n, PAIR_K, type);
   triangle_products(t, n, fours, PAIR_D_K, t->ds, PAIR_Q, type);
