@@ -4,6 +4,8 @@
  * are whole, where a sum ends, is a constant here if n is at most TRIANGLE_CONSTANT: the compiler unrolls a pair into
  * little more than its multiply-adds. More tokens, whole blocks of 4, are loops over the two tiles that there are. */
 
+static const attend_type triangle_type = TILE_TERMS == 2 ? TYPE_BF16 : REAL_TYPE;
+
 /* The matrices of a (sequence, head): first those of its queries. */
 enum { PAIR_Q, PAIR_D_OUT, PAIR_D_Q, PAIR_K, PAIR_V, PAIR_D_K, PAIR_D_V, PAIR_MATRICES };
 static const operand_id pair_operands[] = {OPERAND_Q, OPERAND_D_OUT, OPERAND_D_Q, OPERAND_K,
@@ -80,7 +82,7 @@ enum { TRIANGLE_SUMS = LANES < 16 ? 11 : 26 };
 /* Products of `rows` rows of `a` from `first` on with `count` rows of `b` from `from` on, to tiles of scores from x on;
  * row r of a meets those of b up to lead + r: all but first and from are constants. */
 WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int rows, int from, int count, int lead,
-                         lanes *x, attend_type type) {
+                         lanes *x, int64_t columns) {
   const int keys = LANES / rows, tiles = (count + keys - 1) / keys;
   const char *q = t->rows[a] + first * t->step[a], *k = t->rows[b] + from * t->step[b];
   lanes sum[4][LANES];
@@ -88,20 +90,20 @@ WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int r
   for (int m = 0; m < tiles; m++)
 #pragma GCC unroll 16
     for (int l = 0; l < LANES; l++) sum[m][l] = lanes_zero();
-  for (int64_t c = 0; c < t->columns; c += TRIANGLE_VECTORS * LANES)
+  for (int64_t c = 0; c < columns; c += TRIANGLE_VECTORS * LANES)
 #pragma GCC unroll 4
-    for (int v = 0; v < TRIANGLE_VECTORS; v += short_parts(type), q += sizeof(lanes), k += sizeof(lanes)) {
+    for (int v = 0; v < TRIANGLE_VECTORS; v += short_parts(triangle_type), q += sizeof(lanes), k += sizeof(lanes)) {
       lanes y[4][2];
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++)
-        if (lead + r >= 0) short_load_words(q + r * t->step[a], y[r], type);
+        if (lead + r >= 0) short_load_words(q + r * t->step[a], y[r], triangle_type);
 #pragma GCC unroll 8
       for (int j = 0; j < count; j++) {
         lanes z[2];
         if (rows == 1 && TILE_TERMS == 1) /* the operand of its one instruction */
           z[0] = lanes_load((const real *)(const void *)(k + j * t->step[b]));
         else
-          short_load_words(k + j * t->step[b], z, type);
+          short_load_words(k + j * t->step[b], z, triangle_type);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
           lanes *at = &sum[j / keys][j % keys * rows + r];
@@ -114,20 +116,20 @@ WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int r
 }
 
 /* All tiles of the block of queries from `first` on, a constant. */
-WORD void triangle_dots(const short_triangle *t, int a, int b, int first, int rows, lanes x[4], attend_type type) {
+WORD void triangle_dots(const short_triangle *t, int a, int b, int first, int rows, lanes x[4], int64_t columns) {
   const int keys = LANES / rows, last = first + rows, sums = first * rows + rows * (rows + 1) / 2;
   if (sums <= TRIANGLE_SUMS) {
-    triangle_tiles(t, a, b, first, rows, 0, last, first, x, type);
+    triangle_tiles(t, a, b, first, rows, 0, last, first, x, columns);
     return;
   }
 #pragma GCC unroll 4
   for (int j = 0; j < last; j += keys)
-    triangle_tiles(t, a, b, first, rows, j, j + keys < last ? keys : last - j, first - j, x + j / keys, type);
+    triangle_tiles(t, a, b, first, rows, j, j + keys < last ? keys : last - j, first - j, x + j / keys, columns);
 }
 /* The same of a block of 4 whose tiles are whole but for the last. */
-WORD void triangle_dots_of_four(const short_triangle *t, int a, int b, int first, lanes *x, attend_type type) {
-  for (int j = 0; j < first; j += 4) triangle_tiles(t, a, b, first, 4, j, 4, 4, x + j / 4, type);
-  triangle_tiles(t, a, b, first, 4, first, 4, 0, x + first / 4, type);
+WORD void triangle_dots_of_four(const short_triangle *t, int a, int b, int first, lanes *x, int64_t columns) {
+  for (int j = 0; j < first; j += 4) triangle_tiles(t, a, b, first, 4, j, 4, 4, x + j / 4, columns);
+  triangle_tiles(t, a, b, first, 4, first, 4, 0, x + first / 4, columns);
 }
 
 /* Of tile m, of a block of `rows` queries from `first` on, what its queries do not see. */
@@ -178,32 +180,32 @@ WORD lanes triangle_softmax(const short_triangle *t, const triangle_blocks *of, 
 
 /* Products of the block of queries from `first` on, a constant, of n tokens, one too. */
 WORD void triangle_block(const short_triangle *t, int n, int first, triangle_blocks *of, lanes (*x)[SHORT_BLOCK_TILES],
-                         lanes (*z)[SHORT_BLOCK_TILES], attend_type type) {
+                         lanes (*z)[SHORT_BLOCK_TILES], int64_t columns) {
   const int rows = triangle_rows(n, first);
-  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x[of->count], type);
-  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z[of->count], type);
+  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x[of->count], columns);
+  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z[of->count], columns);
   triangle_blocks_add(of, first, rows);
 }
 /* P and dS of n tokens, a constant. */
-WORD lanes triangle_gradient(const short_triangle *t, int n, attend_type type) {
+WORD lanes triangle_gradient(const short_triangle *t, int n, int64_t columns) {
   const int second = triangle_rows(n, 0), third = second < n ? second + triangle_rows(n, second) : n;
   triangle_blocks of;
   lanes x[SHORT_SOFTMAXES][SHORT_BLOCK_TILES], z[SHORT_SOFTMAXES][SHORT_BLOCK_TILES];
   of.count = 0;
-  triangle_ask(t, 0, n, PAIR_Q, type);
-  triangle_block(t, n, 0, &of, x, z, type);
-  triangle_ask(t, 0, n, PAIR_D_OUT, type);
-  if (second < n) triangle_block(t, n, second, &of, x, z, type);
-  if (third < n) triangle_block(t, n, third, &of, x, z, type);
+  triangle_ask(t, 0, n, PAIR_Q, triangle_type);
+  triangle_block(t, n, 0, &of, x, z, columns);
+  triangle_ask(t, 0, n, PAIR_D_OUT, triangle_type);
+  if (second < n) triangle_block(t, n, second, &of, x, z, columns);
+  if (third < n) triangle_block(t, n, third, &of, x, z, columns);
   return triangle_softmax(t, &of, x, z);
 }
 /* Of whole blocks of 4. */
-WORD lanes triangle_gradient_of_fours(const short_triangle *t, int n, attend_type type) {
+WORD lanes triangle_gradient_of_fours(const short_triangle *t, int n, int64_t columns) {
   lanes x[SHORT_MAX / 4][SHORT_BLOCK_TILES], z[SHORT_MAX / 4][SHORT_BLOCK_TILES], check = lanes_zero();
   for (int first = 0; first < n; first += 4) {
-    triangle_ask(t, first, 4, PAIR_Q, type);
-    triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x[first / 4], type);
-    triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z[first / 4], type);
+    triangle_ask(t, first, 4, PAIR_Q, triangle_type);
+    triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x[first / 4], columns);
+    triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z[first / 4], columns);
   }
   triangle_blocks three = {0}, four = {0};
 #pragma GCC unroll 4
@@ -224,32 +226,32 @@ WORD lanes triangle_gradient_of_fours(const short_triangle *t, int n, attend_typ
 /* One term of `a` for the rows `from` … `to` - 1 of an output whose first is `first`: its query i and key j, one of
  * which each row replaces by itself. */
 WORD void triangle_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n, bool of_queries, int first, int term,
-                        const char *x, const char *second, int from, int to, attend_type type) {
+                        const char *x, const char *second, int from, int to) {
   const real *p[SHORT_PRODUCT_ROWS];
 #pragma GCC unroll 5
   for (int r = 0; r < SHORT_PRODUCT_ROWS; r++) {
     if (r < from || r >= to) continue;
     p[r] = a + (of_queries ? triangle_at(n, first + r, term) : triangle_at(n, term, first + r));
   }
-  short_product_step(sum, p, x, second, from, to, TRIANGLE_VECTORS, type);
+  short_product_step(sum, p, x, second, from, to, TRIANGLE_VECTORS, triangle_type);
 }
 
 /* The terms `begin` … `end` - 1 of rows `first` … `first` + rows - 1 of an output, of queries or of keys, which are
  * those that they see, or that see them. x is the row of the first of these. All but pointers are constants. */
 WORD void triangle_terms(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n, bool of_queries, int first, int rows,
-                         const char *x, int64_t step, int begin, int end, attend_type type) {
+                         const char *x, int64_t step, int begin, int end) {
 #pragma GCC unroll 8
   for (int at = begin; at < end; at += TILE_TERMS, x += TILE_TERMS * step) {
     const char *second = TILE_TERMS == 2 && at + 1 < n ? x + step : NULL;
     const int own = at - first; /* row that only one of two terms is for */
     if (of_queries) {
       const int from = own + TILE_TERMS - 1;
-      if (TILE_TERMS == 2 && own >= 0) triangle_term(sum, a, n, true, first, at, x, NULL, own, own + 1, type);
-      triangle_term(sum, a, n, true, first, at, x, second, from < 0 ? 0 : from, rows, type);
+      if (TILE_TERMS == 2 && own >= 0) triangle_term(sum, a, n, true, first, at, x, NULL, own, own + 1);
+      triangle_term(sum, a, n, true, first, at, x, second, from < 0 ? 0 : from, rows);
     } else {
-      triangle_term(sum, a, n, false, first, at, x, second, 0, own < rows ? own + 1 : rows, type);
+      triangle_term(sum, a, n, false, first, at, x, second, 0, own < rows ? own + 1 : rows);
       if (TILE_TERMS == 2 && second && own + 1 < rows)
-        triangle_term(sum, a, n, false, first, at, NULL, second, own + 1, own + 2, type);
+        triangle_term(sum, a, n, false, first, at, NULL, second, own + 1, own + 2);
     }
   }
 }
@@ -258,12 +260,12 @@ WORD void triangle_terms(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n,
  * where there are whole blocks of 4, `fours`, a constant, rows alone: a tile of any two blocks is like that of the two
  * blocks of 8 tokens. */
 WORD void triangle_product(const short_triangle *t, int n, bool fours, int out, const real *a, int in, int first,
-                           int rows, attend_type type) {
+                           int rows, int64_t columns) {
   const bool of_queries = out == PAIR_D_Q;
   const int64_t step = t->step[in];
   const char *x = t->rows[in];
   const real *own = a + (TRIANGLE_MAX + 4) * first; /* of the rows with themselves */
-  for (int64_t c = 0; c < t->columns; c += TRIANGLE_VECTORS * LANES) {
+  for (int64_t c = 0; c < columns; c += TRIANGLE_VECTORS * LANES) {
     lanes sum[SHORT_PRODUCT_ROWS][8];
 #pragma GCC unroll 5
     for (int r = 0; r < rows; r++)
@@ -271,94 +273,77 @@ WORD void triangle_product(const short_triangle *t, int n, bool fours, int out, 
       for (int v = 0; v < TRIANGLE_VECTORS; v++) sum[r][v] = lanes_zero();
     if (!fours)
       triangle_terms(sum, a, n, of_queries, first, rows, x + (of_queries ? 0 : first) * step, step,
-                     of_queries ? 0 : first, of_queries ? first + rows : n, type);
+                     of_queries ? 0 : first, of_queries ? first + rows : n);
     else if (of_queries) {
       for (int j = 0; j < first; j += 4)
-        triangle_terms(sum, a + TRIANGLE_MAX * (first - 4) + 4 * j, 8, true, 4, 4, x + j * step, step, 0, 4, type);
-      triangle_terms(sum, own, 4, true, 0, 4, x + first * step, step, 0, 4, type);
+        triangle_terms(sum, a + TRIANGLE_MAX * (first - 4) + 4 * j, 8, true, 4, 4, x + j * step, step, 0, 4);
+      triangle_terms(sum, own, 4, true, 0, 4, x + first * step, step, 0, 4);
     } else {
-      triangle_terms(sum, own, 4, false, 0, 4, x + first * step, step, 0, 4, type);
+      triangle_terms(sum, own, 4, false, 0, 4, x + first * step, step, 0, 4);
       for (int i = first + 4; i < n; i += 4)
-        triangle_terms(sum, a + TRIANGLE_MAX * (i - 4) + 4 * first, 8, false, 0, 4, x + i * step, step, 4, 8, type);
+        triangle_terms(sum, a + TRIANGLE_MAX * (i - 4) + 4 * first, 8, false, 0, 4, x + i * step, step, 4, 8);
     }
     short_product_store(t->rows[out] + first * t->step[out], t->step[out], c, sum, rows, TRIANGLE_VECTORS,
-                        t->stream[out], t->columns, type);
-    x += TRIANGLE_VECTORS * LANES * (int)attend_type_size(type);
+                        t->stream[out], columns, triangle_type);
+    x += TRIANGLE_VECTORS * LANES * (int)attend_type_size(triangle_type);
   }
 }
 WORD void triangle_products(const short_triangle *t, int n, bool fours, int out, const real *a, int in,
-                            attend_type type) {
+                            int64_t columns) {
   if (!t->rows[out]) return;
-  triangle_ask_ends(t, n, out, type);
+  triangle_ask_ends(t, n, out, triangle_type);
   if (fours)
     for (int first = 0; first < n; first += 4) {
-      triangle_ask(t, first, 4, out == PAIR_D_Q ? PAIR_K : out == PAIR_D_K ? PAIR_V : PAIR_D_OUT, type);
-      triangle_product(t, n, true, out, a, in, first, 4, type);
+      triangle_ask(t, first, 4, out == PAIR_D_Q ? PAIR_K : out == PAIR_D_K ? PAIR_V : PAIR_D_OUT, triangle_type);
+      triangle_product(t, n, true, out, a, in, first, 4, columns);
     }
   else if (n <= SHORT_PRODUCT_ROWS)
-    triangle_product(t, n, false, out, a, in, 0, n, type);
+    triangle_product(t, n, false, out, a, in, 0, n, columns);
   else {
-    triangle_product(t, n, false, out, a, in, 0, 4, type);
-    triangle_product(t, n, false, out, a, in, 4, n - 4, type);
+    triangle_product(t, n, false, out, a, in, 0, 4, columns);
+    triangle_product(t, n, false, out, a, in, 4, n - 4, columns);
   }
 }
 
 /* One pair of n tokens, a constant unless in `fours`, one itself. Are its scores, dP and delta finite? (The next pair's
  * scores and softmax before this one's products, so that one has something to wait beside: 5% slower in f32, 3% faster
  * at 5 tokens in bf16.) */
-WORD bool short_triangle_as(const short_triangle *t, int n, bool fours) {
-  const attend_type type = short_type(REAL_TYPE);
-  lanes check = lanes_zero();
+WORD bool short_triangle_as(const short_triangle *t, int n, bool fours, int64_t columns) {
   if (fours ? !TRIANGLE_FOURS : TRIANGLE_MAX == 0) return true; /* there are none */
-  check = fours ? triangle_gradient_of_fours(t, n, type) : triangle_gradient(t, n, type);
-  triangle_products(t, n, fours, PAIR_D_Q, t->ds_across, PAIR_K, type);
-  if (!fours) triangle_ask(t, 0, n, PAIR_K, type);
-  triangle_products(t, n, fours, PAIR_D_K, t->ds, PAIR_Q, type);
-  if (!fours) triangle_ask(t, 0, n, PAIR_V, type);
-  triangle_products(t, n, fours, PAIR_D_V, t->p, PAIR_D_OUT, type);
+  const lanes check = fours ? triangle_gradient_of_fours(t, n, columns) : triangle_gradient(t, n, columns);
+  triangle_products(t, n, fours, PAIR_D_Q, t->ds_across, PAIR_K, columns);
+  if (!fours) triangle_ask(t, 0, n, PAIR_K, triangle_type);
+  triangle_products(t, n, fours, PAIR_D_K, t->ds, PAIR_Q, columns);
+  if (!fours) triangle_ask(t, 0, n, PAIR_V, triangle_type);
+  triangle_products(t, n, fours, PAIR_D_V, t->p, PAIR_D_OUT, columns);
   return !mask_any(lanes_unordered(check));
 }
-static __attribute__((noinline)) bool short_triangle_2(const short_triangle *t) {
-  return short_triangle_as(t, 2, false);
-}
-static __attribute__((noinline)) bool short_triangle_3(const short_triangle *t) {
-  return short_triangle_as(t, 3, false);
-}
-static __attribute__((noinline)) bool short_triangle_4(const short_triangle *t) {
-  return short_triangle_as(t, 4, false);
-}
-static __attribute__((noinline)) bool short_triangle_5(const short_triangle *t) {
-  return short_triangle_as(t, 5, false);
-}
-static __attribute__((noinline)) bool short_triangle_6(const short_triangle *t) {
-  return short_triangle_as(t, 6, false);
-}
-static __attribute__((noinline)) bool short_triangle_7(const short_triangle *t) {
-  return short_triangle_as(t, 7, false);
-}
-static __attribute__((noinline)) bool short_triangle_8(const short_triangle *t) {
-  return short_triangle_as(t, 8, false);
-}
-static __attribute__((noinline)) bool short_triangle_of_fours(const short_triangle *t, int n) {
-  return short_triangle_as(t, n, true);
-}
-static bool short_triangle_of(const short_triangle *t, int n) {
-  switch (n) {
-  case 2:
-    return short_triangle_2(t);
-  case 3:
-    return short_triangle_3(t);
-  case 4:
-    return short_triangle_4(t);
-  case 5:
-    return short_triangle_5(t);
-  case 6:
-    return short_triangle_6(t);
-  case 7:
-    return short_triangle_7(t);
-  case 8:
-    return short_triangle_8(t);
-  default:
-    return short_triangle_of_fours(t, n);
+
+/* Where rows have SHORT_COLUMNS these are a constant as well: up to 6% faster. (As a copy of `t` with a constant in it
+ * instead of an argument of each step: up to 10% slower, since gcc keeps all of it in registers or on the stack.) */
+#define TRIANGLE(name, n, fours)                                                                                       \
+  static __attribute__((noinline)) bool short_triangle_##name(const short_triangle *t, int tokens) {                   \
+    (void)tokens;                                                                                                      \
+    return short_triangle_as(t, n, fours, SHORT_COLUMNS);                                                              \
+  }                                                                                                                    \
+  static __attribute__((noinline)) bool short_triangle_##name##_any(const short_triangle *t, int tokens) {             \
+    (void)tokens;                                                                                                      \
+    return short_triangle_as(t, n, fours, t->columns);                                                                 \
   }
+/* clang-format off */
+TRIANGLE(2, 2, false) TRIANGLE(3, 3, false) TRIANGLE(4, 4, false) TRIANGLE(5, 5, false) TRIANGLE(6, 6, false)
+TRIANGLE(7, 7, false) TRIANGLE(8, 8, false) TRIANGLE(fours, tokens, true)
+#undef TRIANGLE
+
+typedef bool short_triangle_function(const short_triangle *t, int n);
+static bool short_triangle_of(const short_triangle *t, int n) {
+  static short_triangle_function *const usual[] = {
+      [2] = short_triangle_2, short_triangle_3, short_triangle_4, short_triangle_5, short_triangle_6, short_triangle_7,
+      short_triangle_8};
+  static short_triangle_function *const any[] = {
+      [2] = short_triangle_2_any, short_triangle_3_any, short_triangle_4_any, short_triangle_5_any,
+      short_triangle_6_any, short_triangle_7_any, short_triangle_8_any};
+  /* clang-format on */
+  if (t->columns == SHORT_COLUMNS) return (n <= 8 ? usual[n] : short_triangle_fours)(t, n);
+  return (n <= 8 ? any[n] : short_triangle_fours_any)(t, n);
 }
