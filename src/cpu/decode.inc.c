@@ -237,10 +237,9 @@ static void decode_item(void *context, int worker, int64_t index) {
 /* From the order of tile_words_pair to that of a row. */
 static void decode_order(real *o, int64_t columns) {
   for (int64_t c = 0; TILE_TERMS == 2 && c < columns; c += 2 * LANES) {
-    real even[LANES], odd[LANES];
-    lanes_store(even, lanes_load(o + c));
-    lanes_store(odd, lanes_load(o + c + LANES));
-    for (int i = 0; i < LANES; i++) o[c + 2 * i] = even[i], o[c + 2 * i + 1] = odd[i];
+    real copy[2 * LANES];
+    memcpy(copy, o + c, sizeof copy);
+    for (int i = 0; i < 2 * LANES; i++) o[c + tile_column(i)] = copy[i];
   }
 }
 

@@ -15,8 +15,9 @@ WORD lanes tile_step_at(const real *x, lanes y, lanes sum) {
 }
 /* first in the low halves, second in the high ones, rounded to nearest even. */
 WORD lanes tile_words(lanes first, lanes second) {
-  const lanes x[2] = {first, second};
-  return (lanes)narrow_bf16_pair(x);
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (lanes)_mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
 /* The same from bf16 in memory, LANES of each. */
@@ -25,24 +26,17 @@ WORD lanes tile_words_across(const uint16_t *low, const uint16_t *high) {
   __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)high));
   return (lanes)_mm512_or_si512(first, _mm512_slli_epi32(second, 16));
 }
-/* Words across two rows of 2 * LANES bf16, in the order of lanes_load_pair: of even columns, and of odd ones. */
+/* Words across two rows of 2 * LANES bf16, in the order of lanes_load_pair. */
 WORD void tile_words_of(lanes first, lanes second, lanes y[2]) {
-  const __m512i even = _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44, 12,
-                                        42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
-  const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1)), low = (__m512i)first, high = (__m512i)second;
-  y[0] = (lanes)_mm512_permutex2var_epi16(low, even, high), y[1] = (lanes)_mm512_permutex2var_epi16(low, odd, high);
+  y[0] = (lanes)_mm512_unpacklo_epi16((__m512i)first, (__m512i)second);
+  y[1] = (lanes)_mm512_unpackhi_epi16((__m512i)first, (__m512i)second);
 }
-/* The same from memory. A row that is NULL, a constant, is of zeros. */
+/* The column of lane i of two vectors that tile_words_of has made, side by side. */
+WORD int tile_column(int i) { return i % LANES / 4 * 8 + i / LANES * 4 + i % 4; }
+/* The same from memory, each row once. A row that is NULL, a constant, is of zeros. */
 WORD void tile_words_pair(const char *first, const char *second, lanes y[2]) {
-  if (!first) {
-    lanes_load_bf16_pair((const uint16_t *)(const void *)second, y);
-    return;
-  }
-  const __m512i low = _mm512_loadu_si512(first);
-  if (second)
-    tile_words_of((lanes)low, (lanes)_mm512_loadu_si512(second), y);
-  else
-    y[0] = (lanes)_mm512_and_si512(low, _mm512_set1_epi32(0xFFFF)), y[1] = (lanes)_mm512_srli_epi32(low, 16);
+  tile_words_of(first ? lanes_once(lanes_load((const real *)(const void *)first)) : lanes_zero(),
+                second ? lanes_once(lanes_load((const real *)(const void *)second)) : lanes_zero(), y);
 }
 /* 2^x for what becomes a word's element: lanes_exp2 with a polynomial of degree 5 for 6, error 1.0e-7, exact at whole
  * x. (Degree 4: 2.6e-6, which the sums would carry into lse.) */

@@ -56,11 +56,6 @@ WORD __m256i narrow_bf16(lanes x) {
 WORD lanes lanes_load_bf16(const uint16_t *p) {
   return widen_bf16(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
-WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) { /* even and odd: no shuffle is needed */
-  __m512i both = _mm512_loadu_si512(p);
-  x[0] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-  x[1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xFFFF0000u)));
-}
 WORD __m512i round_bf16(lanes x) { /* in the upper halves; the lower are whatever */
   __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
   __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
@@ -68,12 +63,23 @@ WORD __m512i round_bf16(lanes x) { /* in the upper halves; the lower are whateve
   return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
 }
 #ifdef __AVX512BF16__ /* where sums are dot products of bf16, which flush subnormals too */
+/* The order is that of words made across two rows by two unpacking instructions: of every 8 columns the first 4 in
+ * x[0], the last 4 in x[1]. Even and odd, two permutations, which have no destination of their own, took 214 and 650 ns
+ * for 196 and 598, backward on 8 and 16 tokens. */
+WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) {
+  __m512i both = _mm512_loadu_si512(p), zero = _mm512_setzero_si512();
+  x[0] = (lanes)_mm512_unpacklo_epi16(zero, both), x[1] = (lanes)_mm512_unpackhi_epi16(zero, both);
+}
 WORD __m512i narrow_bf16_pair(const lanes x[2]) {
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  return _mm512_permutexvar_epi64(order, (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]));
 }
 #else
+WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) { /* even and odd: no shuffle is needed */
+  __m512i both = _mm512_loadu_si512(p);
+  x[0] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+  x[1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xFFFF0000u)));
+}
 WORD __m512i narrow_bf16_pair(const lanes x[2]) {
   return _mm512_mask_blend_epi16(0xAAAAAAAAu, _mm512_srli_epi32(round_bf16(x[0]), 16), round_bf16(x[1]));
 }
