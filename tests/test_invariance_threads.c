@@ -84,6 +84,24 @@ static int check_threads(const problem_spec *spec, attend_direction direction) {
   return failed;
 }
 
+/* One query over many keys whose heads may lie side by side, whole rows of 128-bit, 256-bit or 512-bit lanes. */
+static problem_spec decode_spec(uint64_t seed, attend_dtype dtype) {
+  int64_t dim = seed % 3 == 0 ? 32 : seed % 3 == 1 ? 64 : 128;
+  return (problem_spec){.seed = seed,
+                        .dtype = dtype,
+                        .form = seed % 4 == 3 ? FORM_PAGED : FORM_DENSE,
+                        .batch = 2,
+                        .heads = 6,
+                        .kv_heads = 3,
+                        .q_len = 1 + (int64_t)seed % 2,
+                        .k_len = 1501,
+                        .head_dim = dim,
+                        .v_dim = dim,
+                        .block_size = 16,
+                        .mask_rank = seed % 4 == 2 ? 2 : 0,
+                        .lse = true};
+}
+
 static void same_bits_for_any_threads(void **state) {
   (void)state;
   int failed = 0;
@@ -97,16 +115,11 @@ static void same_bits_for_any_threads(void **state) {
         }
         failed += check_threads(&spec, d);
       }
-  problem_spec decode = {.seed = 5,
-                         .batch = 2,
-                         .heads = 4,
-                         .kv_heads = 2,
-                         .q_len = 1,
-                         .k_len = 3000,
-                         .head_dim = 32,
-                         .v_dim = 32,
-                         .lse = true};
-  for (int t = 0; t < 4; t++) decode.dtype = types[t], failed += check_threads(&decode, ATTEND_FORWARD);
+  for (uint64_t seed = 1; seed <= 8; seed++)
+    for (int t = 0; t < 4; t++) {
+      problem_spec spec = decode_spec(seed, types[t]);
+      failed += check_threads(&spec, ATTEND_FORWARD);
+    }
   assert_int_equal(failed, 0);
 }
 
@@ -171,23 +184,29 @@ static problem_spec neighbour_spec(uint64_t seed, attend_dtype dtype, attend_dir
   return s;
 }
 
+static int check_layouts(problem_spec spec, attend_direction d) {
+  test_problem plain, other;
+  spec.plain_layout = true;
+  problem_make(&plain, &spec);
+  if (d == ATTEND_BACKWARD) run_for_backward(&plain);
+  spec.plain_layout = false;
+  problem_make(&other, &spec);
+  for (operand_id id = 0; id < OPERAND_D_Q; id++) copy_elements(&other.t[id], &plain.t[id]);
+  int failed = check_same(&plain, &other, d, -1, "another layout");
+  problem_free(&plain);
+  problem_free(&other);
+  return failed;
+}
+
 static void same_bits_in_any_layout(void **state) {
   (void)state;
   int failed = 0;
   for (uint64_t seed = 1; seed <= 6; seed++)
     for (int t = 0; t < 4; t++)
-      for (attend_direction d = ATTEND_FORWARD; d <= ATTEND_BACKWARD; d++) {
-        problem_spec spec = neighbour_spec(seed, types[t], d);
-        test_problem plain, other;
-        problem_make(&plain, &spec);
-        if (d == ATTEND_BACKWARD) run_for_backward(&plain);
-        spec.plain_layout = false;
-        problem_make(&other, &spec);
-        for (operand_id id = 0; id < OPERAND_D_Q; id++) copy_elements(&other.t[id], &plain.t[id]);
-        failed += check_same(&plain, &other, d, -1, "another layout");
-        problem_free(&plain);
-        problem_free(&other);
-      }
+      for (attend_direction d = ATTEND_FORWARD; d <= ATTEND_BACKWARD; d++)
+        failed += check_layouts(neighbour_spec(seed, types[t], d), d);
+  for (uint64_t seed = 1; seed <= 24; seed++)
+    for (int t = 0; t < 4; t++) failed += check_layouts(decode_spec(seed, types[t]), ATTEND_FORWARD);
   print_message("%d pairs of runs compared\n", compared);
   assert_int_equal(failed, 0);
 }

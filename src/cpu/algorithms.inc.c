@@ -33,4 +33,5 @@
 #include "cpu/short_triangle.inc.c"
 #include "cpu/short_backward.inc.c"
 #include "cpu/decode_rows.inc.c"
+#include "cpu/decode_keys.inc.c"
 #include "cpu/decode.inc.c"
