@@ -253,9 +253,10 @@ enum { SHORT_ROWS = LANES < 4 ? LANES : 4 };
 #define SHORT_KEYS(n) ((n) < LANES ? LANES / (n) : 1)
 
 /* Lane m * n + i: the product of row i of q and row m of k, for n queries, a constant, and `keys` rows of k, at most
- * SHORT_KEYS(n). With `stairs`, a constant, row m of k meets rows m and later ones of q only. Other lanes are 0. */
+ * SHORT_KEYS(n). With `stairs`, a constant, row m of k meets rows m and later ones of q only. Other lanes are 0. `feed`
+ * may be NULL, a constant. */
 WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int keys, bool stairs, int64_t vectors,
-                      attend_type type) {
+                      short_feed *feed, attend_type type) {
   lanes x[LANES];
 #pragma GCC unroll 16
   for (int i = 0; i < LANES; i++) x[i] = lanes_zero();
@@ -263,6 +264,7 @@ WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int key
 #pragma GCC unroll 1 /* gcc would mix the steps of constant vectors, and store sums that find no register */
   for (int64_t v = 0; v < vectors; v++, a += sizeof(lanes), b += sizeof(lanes)) {
     lanes y[5][2];
+    short_feed_step(feed);
 #pragma GCC unroll 8
     for (int i = 0; i < n; i++) short_load_words(a + i * q->step, y[i], type);
     const char *row = b;
@@ -284,11 +286,11 @@ WORD lanes short_dots(const vector_rows *q, int n, const vector_rows *k, int key
 }
 
 /* Sums of a tile of n queries, a constant, and `keys`, made one: 5 queries take 160 ns, 180 with a loop over keys. */
-WORD lanes short_dots_of(const vector_rows *q, int n, const vector_rows *k, int keys, int64_t vectors,
+WORD lanes short_dots_of(const vector_rows *q, int n, const vector_rows *k, int keys, int64_t vectors, short_feed *feed,
                          attend_type type) {
 #define KEYS(keys)                                                                                                     \
   case keys:                                                                                                           \
-    if (keys <= SHORT_KEYS(n)) return short_dots(q, n, k, keys, false, vectors, type);                                 \
+    if (keys <= SHORT_KEYS(n)) return short_dots(q, n, k, keys, false, vectors, feed, type);                           \
     break;
   switch (keys) {
     KEYS(1)
@@ -312,13 +314,13 @@ WORD lanes short_dot_tiles(real *s, int width, const vector_rows *q, int i0, int
     int keys = last - j < SHORT_KEYS(n) ? last - j : SHORT_KEYS(n);
     lanes sums;
     if (LANES < 16)
-      sums = short_dots_of(&queries, n, &some, keys, vectors, type);
+      sums = short_dots_of(&queries, n, &some, keys, vectors, NULL, type);
     else if (keys == SHORT_KEYS(n)) /* constants, or each vector asks which keys there are */
-      sums = short_dots(&queries, n, &some, SHORT_KEYS(n), false, vectors, type);
+      sums = short_dots(&queries, n, &some, SHORT_KEYS(n), false, vectors, NULL, type);
     else if (keys == 1)
-      sums = short_dots(&queries, n, &some, 1, false, vectors, type);
+      sums = short_dots(&queries, n, &some, 1, false, vectors, NULL, type);
     else
-      sums = short_dots(&queries, n, &some, keys, false, vectors, type);
+      sums = short_dots(&queries, n, &some, keys, false, vectors, NULL, type);
     sums = lanes_mul(sums, factor);
     check = lanes_fma(sums, lanes_zero(), check);
 #pragma GCC unroll 16

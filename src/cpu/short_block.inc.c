@@ -11,20 +11,20 @@ enum { SHORT_BLOCK_TILES = SHORT_MAX * SHORT_BLOCK / LANES }; /* its tiles, at m
 /* Of n queries, a constant, from `query` on with keys first to last - 1, whose last n, if `stairs`, a constant, are
  * seen by one query more each. */
 WORD void short_block_scores(int n, int query, int first, int last, bool stairs, real *s, const vector_rows *q,
-                             const vector_rows *k, int64_t vectors, lanes factor, short_ahead *ahead,
+                             const vector_rows *k, int64_t vectors, lanes factor, short_ahead *ahead, short_feed *feed,
                              attend_type type) {
   const vector_rows queries = {q->rows + query * q->step, q->step, type};
   const bool steps = stairs && n == SHORT_KEYS(n); /* a tile of its own */
   const int tiles = (last - first - (steps ? n : 0)) / SHORT_KEYS(n), rest = last - first - tiles * SHORT_KEYS(n);
   vector_rows keys = {k->rows + first * k->step, k->step, type};
   for (int t = 0; t < tiles; t++, keys.rows += SHORT_KEYS(n) * k->step, s += LANES) {
-    lanes_store(s, lanes_mul(short_dots(&queries, n, &keys, SHORT_KEYS(n), false, vectors, type), factor));
+    lanes_store(s, lanes_mul(short_dots(&queries, n, &keys, SHORT_KEYS(n), false, vectors, feed, type), factor));
     short_ahead_rows(ahead, ahead->pace);
   }
   if (steps)
-    lanes_store(s, lanes_mul(short_dots(&queries, n, &keys, n, true, vectors, type), factor));
+    lanes_store(s, lanes_mul(short_dots(&queries, n, &keys, n, true, vectors, feed, type), factor));
   else if (rest > 0)
-    lanes_store(s, lanes_mul(short_dots_of(&queries, n, &keys, rest, vectors, type), factor));
+    lanes_store(s, lanes_mul(short_dots_of(&queries, n, &keys, rest, vectors, feed, type), factor));
   else
     return;
   short_ahead_rows(ahead, ahead->pace);
@@ -121,9 +121,10 @@ WORD void short_values_store_first(char *to, int64_t step, lanes sum[SHORT_PRODU
 
 /* `vectors` of columns of O, from `out` on, of n queries: false if something `hides` and not all values were finite. */
 WORD bool short_values_tile(const short_values *t, const real *p, int p_step, const char *v, char *out, int keys,
-                            bool half, int n, int vectors, bool stairs, bool hides, attend_type type) {
+                            bool half, int n, int vectors, bool stairs, bool hides, short_feed *feed,
+                            attend_type type) {
   lanes sum[SHORT_PRODUCT_ROWS][8];
-  short_product_sums(sum, p, 1, p_step, v, t->v.step, keys, half, n, vectors, false, stairs, type);
+  short_product_sums(sum, p, 1, p_step, v, t->v.step, keys, half, n, vectors, false, stairs, feed, type);
   if (t->stream)
     short_values_store(out, t->step, sum, n, vectors, true, type);
   else
@@ -134,25 +135,26 @@ WORD bool short_values_tile(const short_values *t, const real *p, int p_step, co
 /* O of n queries, a constant, from `query` on, with `keys` from `first` on, if `stairs`, a constant, as
  * short_product_sums says; P of a word begins p_step behind that of the one before. False as above. */
 WORD bool short_values_rows(const short_values *t, int64_t columns, const real *p, int p_step, int query, int n,
-                            int first, int keys, bool half, bool stairs, bool hides, attend_type type) {
+                            int first, int keys, bool half, bool stairs, bool hides, short_feed *feed,
+                            attend_type type) {
   const int parts = short_parts(type), size = (int)sizeof(lanes) / parts; /* bytes of LANES columns */
   char *out = t->out + query * t->step;
   const char *v = keys ? t->v.rows + first * t->v.step : out; /* or anything that is not read */
   bool finite = true;
   int64_t left = columns;
   for (; left >= 4 * LANES; left -= 4 * LANES, v += 4 * size, out += 4 * size)
-    finite &= short_values_tile(t, p, p_step, v, out, keys, half, n, 4, stairs, hides, type);
+    finite &= short_values_tile(t, p, p_step, v, out, keys, half, n, 4, stairs, hides, feed, type);
   if (left >= 2 * LANES) {
-    finite &= short_values_tile(t, p, p_step, v, out, keys, half, n, 2, stairs, hides, type);
+    finite &= short_values_tile(t, p, p_step, v, out, keys, half, n, 2, stairs, hides, feed, type);
     left -= 2 * LANES, v += 2 * size, out += 2 * size;
   }
   if (left >= LANES && parts == 1) {
-    finite &= short_values_tile(t, p, p_step, v, out, keys, half, n, 1, stairs, hides, type);
+    finite &= short_values_tile(t, p, p_step, v, out, keys, half, n, 1, stairs, hides, feed, type);
     left -= LANES, v += size, out += size;
   }
   if (left > 0) {
     lanes sum[SHORT_PRODUCT_ROWS][8];
-    short_product_sums(sum, p, 1, p_step, v, t->v.step, keys, half, n, parts, false, stairs, type);
+    short_product_sums(sum, p, 1, p_step, v, t->v.step, keys, half, n, parts, false, stairs, feed, type);
     finite &= stairs || !hides || short_product_finite(sum, parts);
     short_values_store_first(out, t->step, sum, n, (int)left, type);
   }

@@ -70,9 +70,9 @@ WORD void short_blocks_scores_of(const short_block *b, int n, real *s, const vec
   const int64_t vectors = short_padded(columns, type) / (short_parts(type) * LANES);
   s += b->query * SHORT_MAX;
   if (b->stairs && n == SHORT_BLOCK)
-    short_block_scores(n, b->query, b->first, b->last, true, s, q, k, vectors, lanes_set1(factor), ahead, type);
+    short_block_scores(n, b->query, b->first, b->last, true, s, q, k, vectors, lanes_set1(factor), ahead, NULL, type);
   else
-    short_block_scores(n, b->query, b->first, b->last, false, s, q, k, vectors, lanes_set1(factor), ahead, type);
+    short_block_scores(n, b->query, b->first, b->last, false, s, q, k, vectors, lanes_set1(factor), ahead, NULL, type);
 }
 WORD void short_blocks_scores_as(const short_blocks *x, real *s, const vector_rows *q, const vector_rows *k,
                                  int64_t columns, real factor, short_ahead *ahead, attend_type type) {
@@ -127,7 +127,7 @@ static void short_blocks_softmax(const short_blocks *x, real *s, real *lse, int6
 WORD bool short_blocks_values_of(const short_block *b, int n, bool stairs, const real *s, const short_values *t,
                                  attend_type type) {
   return short_values_rows(t, t->columns, s + b->query * SHORT_MAX, n * TILE_TERMS, b->query, n, b->first,
-                           b->last - b->first, false, stairs, b->hides, type);
+                           b->last - b->first, false, stairs, b->hides, NULL, type);
 }
 WORD bool short_blocks_values_as(const short_blocks *x, const real *s, const short_values *t, short_ahead *ahead,
                                  attend_type type) {
@@ -164,9 +164,11 @@ static void short_blocks_values_apart(const short_blocks *x, const real *s, cons
       const int half = (first - b->first) % TILE_TERMS, from = first - half;
       const real *p = s + b->query * SHORT_MAX + (from - b->first) * b->rows + query - b->query;
       if (short_type(t->v.type) == TYPE_BF16)
-        short_values_rows(t, t->columns, p, step, query, 1, from, keys, half && keys > 0, false, false, TYPE_BF16);
+        short_values_rows(t, t->columns, p, step, query, 1, from, keys, half && keys > 0, false, false, NULL,
+                          TYPE_BF16);
       else
-        short_values_rows(t, t->columns, p, step, query, 1, from, keys, half && keys > 0, false, false, REAL_TYPE);
+        short_values_rows(t, t->columns, p, step, query, 1, from, keys, half && keys > 0, false, false, NULL,
+                          REAL_TYPE);
     }
   }
 }

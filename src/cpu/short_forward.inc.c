@@ -186,6 +186,7 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
                              .bytes_per_worker = choice->workspace_bytes / (size_t)choice->threads,
                              .group = p->heads / p->kv_heads,
                              .lse_head = p->layout[OPERAND_LSE].head,
+                             .pairs = SHORT_PAIRS,
                              .options = choice->own[SHORT_OWN_OPTIONS],
                              .in_blocks = SHORT_IN_BLOCKS && !choice->own[SHORT_OWN_OPTIONS] && p->softcap == 0,
                              .stream = short_may_stream(choice, operands, SHORT_OWN_STREAM_Q, OPERAND_OUT)};
@@ -200,9 +201,10 @@ attend_status ENTRY(forward_short_run)(const attend_problem *p, const attend_cho
    * of stores make everything wait. */
   f.together = f.in_blocks || f.stream ? 1 : SHORT_BATCH;
   short_item *const of_length = short_length_item_of(&f);
-  if (of_length)
+  if (of_length) {
+    short_length_plan(&f, &items);
     attend_for_each(services, (int)choice->threads, items, of_length, &f);
-  else if (SHORT_ONLY_IN_BLOCKS || f.in_blocks)
+  } else if (SHORT_ONLY_IN_BLOCKS || f.in_blocks)
     attend_for_each(services, (int)choice->threads, items, short_plain_item, &f);
   else
     attend_for_each(services, (int)choice->threads, items, short_forward_item, &f);

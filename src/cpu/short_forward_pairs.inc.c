@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Forward on short sequences: what its kernels share. An item of work is SHORT_PAIRS pairs (sequence, head); while one
- * is computed the next is asked for. */
+/* Forward on short sequences: what its kernels share. An item of work is some pairs (sequence, head), SHORT_PAIRS or
+ * more; while one is computed the next is asked for. */
 
 /* What all pairs share of Q, K, V or O. */
 typedef struct short_operand {
@@ -19,6 +19,8 @@ typedef struct short_forward_context {
   size_t bytes_per_worker;
   int64_t group;    /* query heads that share keys */
   int64_t lse_head; /* elements of lse from a head to the next */
+  int64_t pairs;    /* of an item */
+  int64_t lead;     /* short_lengths.inc.c says of what; 0: none */
   int together;     /* pairs that go through each step together, at most */
   bool stream, options, in_blocks;
   short_operand q, k, v, out;
@@ -175,7 +177,7 @@ WORD bool short_forward_next(const short_forward_context *f, short_walk *walk, c
 }
 
 static void short_forward_begin(const short_forward_context *f, int64_t index, short_walk *walk) {
-  int64_t at = index * SHORT_PAIRS, heads = f->problem->heads, pairs = f->problem->batch * heads;
+  int64_t at = index * f->pairs, heads = f->problem->heads, pairs = f->problem->batch * heads;
   walk->b = at / heads, walk->h = at % heads, walk->shape = -1;
-  walk->left = pairs - at < SHORT_PAIRS ? pairs - at : SHORT_PAIRS;
+  walk->left = pairs - at < f->pairs ? pairs - at : f->pairs;
 }

@@ -22,15 +22,17 @@ typedef struct short_length_pair {
 WORD int short_length_keys(int length, bool causal, int query, int n) { return causal ? query + n : length; }
 
 WORD void short_length_block_scores(int length, bool causal, int query, int n, const short_length_pair *x, lanes factor,
-                                    short_ahead *ahead) {
+                                    short_ahead *ahead, short_feed *feed) {
   short_block_scores(n, query, 0, short_length_keys(length, causal, query, n), causal, x->s + query * LANES, &x->q,
-                     &x->k, SHORT_COLUMNS / (short_parts(short_length_type) * LANES), factor, ahead, short_length_type);
+                     &x->k, SHORT_COLUMNS / (short_parts(short_length_type) * LANES), factor, ahead, feed,
+                     short_length_type);
 }
-WORD void short_length_scores(int length, bool causal, const short_length_pair *x, lanes factor, short_ahead *ahead) {
+WORD void short_length_scores(int length, bool causal, const short_length_pair *x, lanes factor, short_ahead *ahead,
+                              short_feed *feed) {
 #pragma GCC unroll 4
-  for (int i = 0; i + 4 <= length; i += 4) short_length_block_scores(length, causal, i, 4, x, factor, ahead);
-  if (length & 2) short_length_block_scores(length, causal, length & ~3, 2, x, factor, ahead);
-  if (length & 1) short_length_block_scores(length, causal, length & ~1, 1, x, factor, ahead);
+  for (int i = 0; i + 4 <= length; i += 4) short_length_block_scores(length, causal, i, 4, x, factor, ahead, feed);
+  if (length & 2) short_length_block_scores(length, causal, length & ~3, 2, x, factor, ahead, feed);
+  if (length & 1) short_length_block_scores(length, causal, length & ~1, 1, x, factor, ahead, feed);
 }
 
 WORD void short_length_block_softmax(int length, bool causal, int query, int n, const short_length_pair *x,
@@ -54,16 +56,18 @@ WORD void short_length_softmax(int length, bool causal, const short_length_pair 
 }
 
 WORD void short_length_block_values(int length, bool causal, int query, int n, const short_length_pair *x,
-                                    short_ahead *ahead) {
+                                    short_ahead *ahead, short_feed *feed) {
   short_values_rows(&x->values, SHORT_COLUMNS, x->s + query * LANES, n * TILE_TERMS, query, n, 0,
-                    short_length_keys(length, causal, query, n), false, causal && n > 1, false, short_length_type);
+                    short_length_keys(length, causal, query, n), false, causal && n > 1, false, feed,
+                    short_length_type);
   short_ahead_rows(ahead, ahead->pace);
 }
-WORD void short_length_values(int length, bool causal, const short_length_pair *x, short_ahead *ahead) {
+WORD void short_length_values(int length, bool causal, const short_length_pair *x, short_ahead *ahead,
+                              short_feed *feed) {
 #pragma GCC unroll 4
-  for (int i = 0; i + 4 <= length; i += 4) short_length_block_values(length, causal, i, 4, x, ahead);
-  if (length & 2) short_length_block_values(length, causal, length & ~3, 2, x, ahead);
-  if (length & 1) short_length_block_values(length, causal, length & ~1, 1, x, ahead);
+  for (int i = 0; i + 4 <= length; i += 4) short_length_block_values(length, causal, i, 4, x, ahead, feed);
+  if (length & 2) short_length_block_values(length, causal, length & ~3, 2, x, ahead, feed);
+  if (length & 1) short_length_block_values(length, causal, length & ~1, 1, x, ahead, feed);
 }
 
 WORD void short_length_next(const short_forward_context *f, short_forward_pair *x) {
@@ -73,8 +77,64 @@ WORD void short_length_next(const short_forward_context *f, short_forward_pair *
     short_forward_at(f, x->b + 1, 0, x);
 }
 
-/* As short_plain_item: a pair's values come after the next one's scores, and rows are asked for SHORT_LEAD pairs ahead.
- */
+/* ---- From pair to pair ---- */
+
+/* Bytes of a pair's rows of Q, K or V. */
+WORD int64_t short_length_bytes(int length) {
+  return length * SHORT_COLUMNS * (int64_t)attend_type_size(short_length_type);
+}
+
+/* Pairs that Q, K and V are asked for ahead, in the order of memory; 0: not so. Where a token's heads lie side by side
+ * a pair has rows all over its sequence. Where a pair's rows follow each other for less than a page the core asks for
+ * them in time by itself: 8 tokens take 216 ns a pair so, 261 asked for. */
+enum { SHORT_PAGE = 4096 };
+static int64_t short_length_lead(const short_forward_context *f, int length) {
+  const attend_problem *p = f->problem;
+  static const operand_id inputs[] = {OPERAND_Q, OPERAND_K, OPERAND_V};
+  const int64_t pair = length * SHORT_COLUMNS;
+  bool adjacent = true;
+  for (int i = 0; i < 3; i++) {
+    const attend_layout *l = &p->layout[inputs[i]];
+    const bool one = l->row == SHORT_COLUMNS && l->head == pair;
+    if (!one && (l->row != p->heads * SHORT_COLUMNS || l->head != SHORT_COLUMNS)) return 0;
+    if (p->batch > 1 && l->batch != p->heads * pair) return 0;
+    adjacent &= one;
+  }
+  const int64_t lead = (adjacent ? 0 : p->heads) + 2 * SHORT_LEAD;
+  if (f->group > 1 || f->choice->own[SHORT_OWN_STAYS] || (adjacent && short_length_bytes(length) < SHORT_PAGE) ||
+      3 * lead * short_length_bytes(length) > attend_cpu_cache_sizes().second / 2)
+    return 0;
+  return lead;
+}
+
+/* Decides that, and with it how long items are: the first pairs of one are asked for by none. */
+static void short_length_plan(short_forward_context *f, int64_t *items) {
+  f->lead = short_length_lead(f, (int)f->problem->q_len);
+  if (!f->lead) return;
+  const int64_t pairs = f->problem->batch * f->problem->heads;
+  while (f->pairs < 8 * SHORT_PAIRS && pairs > 16 * f->pairs * f->choice->threads) f->pairs *= 2;
+  *items = (pairs + f->pairs - 1) / f->pairs;
+}
+
+/* Lines of a step of short_feed_step: all of a pair's are asked for when it has a fifth of its steps left. */
+WORD int short_length_feed(int length, bool causal) {
+  const int vectors = SHORT_COLUMNS / (short_parts(short_length_type) * LANES);
+  int steps = 0;
+  for (int i = 0, n; i < length; i += n) {
+    n = length - i >= 4 ? 4 : length - i >= 2 ? 2 : 1;
+    const int keys = short_length_keys(length, causal, i, n);
+    steps += (keys + LANES / n - 1) / (LANES / n) * vectors + keys / TILE_TERMS;
+  }
+  return (3 * length * vectors * 5 / 4 + steps - 1) / steps;
+}
+
+/* The first pairs of an item, which nothing asked for. */
+static void short_length_touch(const volatile char *q, const volatile char *k, const volatile char *v, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) (void)q[at], (void)k[at], (void)v[at];
+}
+
+/* As short_plain_item: a pair's values come after the next one's scores. Rows are asked for in the order of memory
+ * where they are all of it, else SHORT_LEAD pairs ahead. */
 WORD void short_length_item(const short_forward_context *f, int64_t index, int length, bool causal) {
   const int tiles = length * (causal ? length / 2 : length) / LANES, slots = tiles + length / 4 + 1;
   const lanes factor = lanes_set1(score_factor(f->problem));
@@ -82,10 +142,8 @@ WORD void short_length_item(const short_forward_context *f, int64_t index, int l
   real s[2][SHORT_LENGTHS * LANES] __attribute__((aligned(64)));
   short_walk walk;
   short_forward_begin(f, index, &walk);
-  /* Rows that follow each other are left to the hardware: asked for, 6, 8 and 11 tokens took 184, 249 and 439 ns a pair
-   * instead of 158, 217 and 327, and 16 no less (684 and 693). */
-  const bool asks = walk.left > SHORT_LEAD && !(f->q.adjacent && f->k.adjacent && f->v.adjacent) &&
-                    short_forward_asks(f, length, length);
+  const bool adjacent = f->q.adjacent && f->k.adjacent && f->v.adjacent;
+  const bool asks = walk.left > SHORT_LEAD && !f->lead && !adjacent && short_forward_asks(f, length, length);
   short_forward_pair at, far;
   short_forward_at(f, walk.b, walk.h, &at);
   far = at;
@@ -95,7 +153,20 @@ WORD void short_length_item(const short_forward_context *f, int64_t index, int l
   short_length_pair before = now;
   short_ahead ahead;
   ahead.parts = ahead.now = ahead.rows = ahead.pace = 0, ahead.second = true;
+  const int64_t bytes = short_length_bytes(length), first = f->lead ? (walk.b * f->problem->heads + walk.h) * bytes : 0;
+  const char *q = f->operands->data[OPERAND_Q], *k = f->operands->data[OPERAND_K], *v = f->operands->data[OPERAND_V];
+  q += first, k += first, v += first; /* where so many pairs' rows lie, those of these or others */
+  short_feed feed = {
+      .again = SHORT_LEAD * bytes, .lines = (int)(bytes / 64), .count = short_length_feed(length, causal)};
+  if (f->lead && !adjacent) {
+    const int64_t pairs = walk.h + (f->lead < walk.left ? f->lead : walk.left);
+    short_length_touch(q - walk.h * bytes, k - walk.h * bytes, v - walk.h * bytes, pairs * bytes);
+  }
   for (int64_t n = 0; n <= walk.left; n++) {
+    if (f->lead && n + f->lead < walk.left) {
+      const int64_t then = (n + f->lead) * bytes;
+      feed.line = q + then, feed.second = k + then, feed.third = v + then, feed.left = feed.lines;
+    }
     if (asks && n + SHORT_LEAD < walk.left) {
       short_forward_ask_all(f, &far, length, length, far.h % f->group == 0, &ahead);
       short_length_next(f, &far);
@@ -103,8 +174,8 @@ WORD void short_length_item(const short_forward_context *f, int64_t index, int l
     }
     now.q.rows = at.q, now.k.rows = at.k, now.values.v.rows = at.v, now.values.out = at.out, now.lse = at.lse;
     now.s = s[n % 2];
-    if (n < walk.left) short_length_scores(length, causal, &now, factor, &ahead);
-    if (n > 0) short_length_values(length, causal, &before, &ahead);
+    if (n < walk.left) short_length_scores(length, causal, &now, factor, &ahead, &feed);
+    if (n > 0) short_length_values(length, causal, &before, &ahead, &feed);
     if (n < walk.left) short_length_softmax(length, causal, &now, step);
     before = now;
     if (n + 1 < walk.left) short_length_next(f, &at);
@@ -165,4 +236,5 @@ static short_item *short_length_item_of(const short_forward_context *f) {
   (void)f;
   return NULL;
 }
+static void short_length_plan(short_forward_context *f, int64_t *items) { (void)f, (void)items; }
 #endif

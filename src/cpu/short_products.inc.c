@@ -122,10 +122,10 @@ WORD void short_product_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, in
 /* sum[r][v] = A x over `terms` of n rows, a constant, whether n terms are `stairs`, a constant: the last ones, term i
  * of row i and later ones; or, where rows of A lie `along` in memory, the first, term i of rows up to i. Words of two
  * elements are of two terms, rows of x that follow each other; if `half`, the first is of one, its second. Rows share
- * what they load; eight sums are enough to wait for none. */
+ * what they load; eight sums are enough to wait for none. `feed` may be NULL, a constant. */
 WORD void short_product_sums(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int64_t a_row, int64_t a_term,
                              const char *x, int64_t next, int terms, bool half, int n, int vectors, bool along,
-                             bool stairs, attend_type as) {
+                             bool stairs, short_feed *feed, attend_type as) {
   const int steps = stairs ? n : 0;
   int k = terms - steps;
 #pragma GCC unroll 5
@@ -142,12 +142,15 @@ WORD void short_product_sums(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, in
     short_product_term(sum, a, a_row, NULL, x + next, 0, n, vectors, as);
     k--, a += a_term, x += TILE_TERMS * next;
   }
-  for (; k >= TILE_TERMS; k -= TILE_TERMS, a += a_term, x += TILE_TERMS * next)
+  for (; k >= TILE_TERMS; k -= TILE_TERMS, a += a_term, x += TILE_TERMS * next) {
+    short_feed_step(feed);
     short_product_term(sum, a, a_row, x, x + next, 0, n, vectors, as);
+  }
   if (TILE_TERMS == 2 && k > 0) short_product_term(sum, a, a_row, x, NULL, 0, n, vectors, as);
   if (!along)
 #pragma GCC unroll 5
     for (int i = 0; i < steps; i += TILE_TERMS, a += a_term, x += TILE_TERMS * next) {
+      short_feed_step(feed);
       if (TILE_TERMS == 2) short_product_term(sum, a, a_row, x, NULL, i, i + 1, vectors, as);
       short_product_term(sum, a, a_row, x, x + next, i + TILE_TERMS - 1, n, vectors, as);
     }
@@ -194,7 +197,7 @@ WORD void short_product_tile(const short_product *t, const short_product_part *p
   lanes sum[SHORT_PRODUCT_ROWS][8];
   short_product_sums(sum, part->a, along ? t->a_step : 1, along ? TILE_TERMS : t->a_step,
                      part->x + c * (int64_t)attend_type_size(as), t->x.step, part->terms, part->half, n, vectors, along,
-                     stairs, as);
+                     stairs, NULL, as);
   if (!stairs && t->finite && !short_product_finite(sum, vectors)) *t->finite = false;
   short_ahead_rows(t->ahead, t->ahead->pace);
   if (vectors % 2 || c + vectors * LANES > part->columns) {
