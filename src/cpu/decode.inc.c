@@ -4,14 +4,12 @@
  *
  * An item of work is one part of the keys of one sequence, for one head of keys or for a group of them whose rows lie
  * side by side in memory. It leaves maximum, sum and output of each query row, which are merged in ascending order of
- * the parts. The size of a part depends on the number of key heads and on the sequence's own lengths alone, and a
- * head's sums not on its group, hence the bits do not depend on threads or neighbours. */
+ * the parts. The size of a part depends on the sequence's own lengths alone, and a head's sums not on its group, hence
+ * the bits do not depend on threads, neighbours or other heads; there are at most DECODE_PARTS, so that one sequence
+ * with one head of keys keeps no more threads than that busy. */
 
-enum { DECODE_QUERIES = 16, DECODE_PART = 512, DECODE_SCORES = 4 * DECODE_BLOCK };
+enum { DECODE_QUERIES = 16, DECODE_PART = 512, DECODE_PARTS = 16, DECODE_SCORES = 4 * DECODE_BLOCK };
 #define DECODE_BYTES ((int64_t)16 << 20) /* of parts' results kept at a time */
-
-/* Parts of a sequence: few, since a part's K and V are read in turns, but so many with all its heads. */
-enum { DECODE_PARTS = 16, DECODE_PARTS_LEAST = 8, DECODE_PARTS_OF_HEADS = 64 };
 
 typedef struct decode_cut {
   int64_t rows, parts;         /* the most query rows and parts of a pair, which is a (sequence, key head) */
@@ -74,17 +72,14 @@ static int64_t decode_block(int64_t rows) {
 static int64_t decode_s_row(int64_t rows) { return decode_block(rows) + LANES; }
 
 /* The most parts of a sequence, whatever its keys, whose pair has so many query rows: results within DECODE_BYTES. */
-static int64_t decode_most_parts(const attend_problem *p, int64_t rows, int64_t v_padded) {
-  int64_t most = DECODE_PARTS_OF_HEADS / (p->kv_heads > 0 ? p->kv_heads : 1);
-  if (most > DECODE_PARTS) most = DECODE_PARTS;
-  if (most < DECODE_PARTS_LEAST) most = DECODE_PARTS_LEAST;
-  int64_t room = DECODE_BYTES / ((rows > 0 ? rows : 1) * (v_padded + 2) * (int64_t)sizeof(real));
-  return most < room ? most : room > 1 ? room : 1;
+static int64_t decode_most_parts(int64_t rows, int64_t v_padded) {
+  int64_t most = DECODE_BYTES / ((rows > 0 ? rows : 1) * (v_padded + 2) * (int64_t)sizeof(real));
+  return most > DECODE_PARTS ? DECODE_PARTS : most < 1 ? 1 : most;
 }
 
 static decode_results decode_results_of(const attend_problem *p, int64_t q_len, int64_t k_len, int64_t v_padded) {
   decode_results r = {.rows = attend_group(p) * q_len};
-  int64_t most = decode_most_parts(p, r.rows, v_padded);
+  int64_t most = decode_most_parts(r.rows, v_padded);
   r.size = round_up((k_len + most - 1) / most, DECODE_CHUNK);
   if (r.size < DECODE_PART) r.size = DECODE_PART;
   r.parts = (k_len + r.size - 1) / r.size;
@@ -159,7 +154,7 @@ static decode_cut cut_decode(const attend_problem *p) {
   c.scores = scores + c.rows * LANES;
   /* Room for the parts of any lengths up to these, of which shorter ones may have more. */
   for (int64_t queries = p->ragged_q ? 1 : most_queries; queries <= most_queries; queries++) {
-    int64_t rows = attend_group(p) * queries, most = decode_most_parts(p, rows, c.v_padded);
+    int64_t rows = attend_group(p) * queries, most = decode_most_parts(rows, c.v_padded);
     int64_t parts = (p->k_len + DECODE_PART - 1) / DECODE_PART;
     if (parts > most) parts = most;
     if (parts > c.parts) c.parts = parts;

@@ -19,7 +19,7 @@ static __attribute__((noinline)) void short_stream_two(char *to, const lanes x[2
                                                        attend_type type) {
   char pair[2 * sizeof(lanes)];
   lanes_store_pair(pair, x, type);
-  short_stream_parts(to, pair, (int)(2 * LANES * attend_type_size(type)), row, bytes);
+  short_stream_parts(to, pair, type == REAL_TYPE ? (int)sizeof pair : 2 * LANES * (int)sizeof(uint16_t), row, bytes);
 }
 
 /* Two vectors from column c on of a row of `columns`. */
