@@ -169,6 +169,46 @@ static int check_same(test_problem *all, test_problem *other, attend_direction d
   return failed;
 }
 
+/* ---- Heads alone ------------------------------------------------------------------------------------------------- */
+
+static void copy_head(test_tensor *to, const test_tensor *from, int64_t head) {
+  for (int64_t i = 0, n = tensor_count(to); i < n; i++) tensor_set(to, i, tensor_get(from, head * n + i));
+}
+
+/* Eight heads of so many keys that decoding divides them, and some of them alone. */
+static void a_head_has_the_same_bits_alone(void **state) {
+  (void)state;
+  int failed = 0, runs = 0;
+  for (int t = 0; t < 4; t++) {
+    problem_spec spec = {.seed = 9, .dtype = types[t], .form = FORM_DENSE, .batch = 1, .heads = 8, .kv_heads = 8};
+    spec.q_len = 1, spec.k_len = 6000, spec.head_dim = spec.v_dim = 64, spec.plain_layout = true;
+    test_problem all, alone;
+    problem_make(&all, &spec);
+    spec.heads = spec.kv_heads = 1;
+    problem_make(&alone, &spec);
+    kernel_names kernels = usable_kernels(ATTEND_FORWARD, spec.dtype);
+    for (int64_t head = 0; head < 8; head += 3) {
+      for (operand_id id = OPERAND_Q; id <= OPERAND_V; id++) copy_head(&alone.t[id], &all.t[id], head);
+      for (int k = 0; k < kernels.count; k++) {
+        run_outputs x, y;
+        if (run_kernel(&all, ATTEND_FORWARD, kernels.name[k], 2, &x)) continue;
+        if (run_kernel(&alone, ATTEND_FORWARD, kernels.name[k], 2, &y)) fail_msg("%s", attend_error_message());
+        bool differs = false;
+        for (int64_t i = 0; i < 64; i++)
+          differs |= tensor_get(&x.t[OPERAND_OUT], head * 64 + i) != tensor_get(&y.t[OPERAND_OUT], i);
+        if (differs) print_message("%s: head %d differs alone\n", kernels.name[k], (int)head);
+        failed += differs, runs++;
+        run_free(&x);
+        run_free(&y);
+      }
+    }
+    problem_free(&all);
+    problem_free(&alone);
+  }
+  assert_int_equal(failed, 0);
+  assert_true(runs > 0);
+}
+
 static problem_spec neighbour_spec(uint64_t seed, attend_dtype dtype, attend_direction direction) {
   problem_spec s = random_spec(seed, dtype, direction);
   s.form = FORM_DENSE, s.ragged_q = s.one_key_head = false;
@@ -260,8 +300,8 @@ static void same_bits_in_any_batch(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(same_bits_for_any_threads),
-                                     cmocka_unit_test(same_bits_in_any_layout),
-                                     cmocka_unit_test(same_bits_in_any_batch)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(same_bits_for_any_threads), cmocka_unit_test(a_head_has_the_same_bits_alone),
+      cmocka_unit_test(same_bits_in_any_layout), cmocka_unit_test(same_bits_in_any_batch)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
