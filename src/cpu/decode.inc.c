@@ -106,14 +106,10 @@ static bool decode_direct(const attend_matrix *m, int64_t columns, attend_type t
 static bool decode_whole(int64_t columns) {
   return columns % (DECODE_WIDE * LANES) == 0 && columns <= 2 * DECODE_WIDE * LANES;
 }
-/* Are rows that lie side by side read in order? With more rows of Q the products take longer than asking costs: dot
- * products for twice as many. */
-static bool decode_in_order(int64_t row, int64_t columns, int64_t rows) {
-  return decode_whole(columns) && rows <= TILE_TERMS * DECODE_ROWS && row == columns;
-}
-/* Do the heads of a key lie side by side, and are they read like that? */
-static bool decode_by_key(int64_t head, int64_t columns, int64_t rows) {
-  return decode_whole(columns) && rows <= TILE_TERMS * DECODE_ROWS && head == columns;
+/* Are rows, of one head or of the heads of a key, that lie `step` elements apart side by side, and read in order? With
+ * more rows of Q the products take longer than asking costs: dot products for twice as many. */
+static bool decode_in_order(int64_t step, int64_t columns, int64_t rows) {
+  return decode_whole(columns) && rows <= TILE_TERMS * DECODE_ROWS && step == columns;
 }
 /* Do the pages of the heads, which are read in order? Not pages so large that one alone is worth it. */
 static bool decode_by_page(const attend_problem *p, const attend_layout *l, int64_t columns, int64_t rows) {
@@ -131,7 +127,7 @@ static void decode_cut_heads(const attend_problem *p, decode_cut *c) {
   c->heads = 1;
   if (p->kv_heads > 1 && bytes > 0 && decode_direct(&key, p->head_dim, p->type, c->rows) &&
       decode_direct(&value, p->v_dim, p->type, c->rows) &&
-      ((decode_by_key(k->head, p->head_dim, c->rows) && decode_by_key(v->head, p->v_dim, c->rows)) ||
+      ((decode_in_order(k->head, p->head_dim, c->rows) && decode_in_order(v->head, p->v_dim, c->rows)) ||
        (decode_by_page(p, k, p->head_dim, c->rows) && decode_by_page(p, v, p->v_dim, c->rows))))
     c->heads = DECODE_HEADS_BYTES / bytes;
   if (c->heads > p->kv_heads) c->heads = p->kv_heads;
@@ -225,7 +221,7 @@ static void decode_part_scores(const decode_context *d, const decode_scratch *w,
                                int64_t j0, int keys) {
   const attend_problem *p = d->problem;
   const int64_t group = attend_group(p), columns = d->cut.k_padded / TILE_TERMS;
-  const bool by_key = heads > 1 && decode_by_key(p->layout[OPERAND_K].head, p->head_dim, rows);
+  const bool by_key = heads > 1 && decode_in_order(p->layout[OPERAND_K].head, p->head_dim, rows);
   decode_rows b;
   for (int k = 0, some; k < keys; k += some) {
     some = decode_run(w->slices, &w->slices->k, j0 + k, keys - k, p->head_dim, p->type, rows, &b.in_order);
@@ -247,7 +243,7 @@ static void decode_part_values(const decode_context *d, const decode_scratch *w,
                                int64_t j0, int keys, bool careful) {
   const attend_problem *p = d->problem;
   const int64_t group = attend_group(p), columns = d->cut.v_padded;
-  const bool by_key = heads > 1 && decode_by_key(p->layout[OPERAND_V].head, p->v_dim, rows);
+  const bool by_key = heads > 1 && decode_in_order(p->layout[OPERAND_V].head, p->v_dim, rows);
   decode_rows b;
   for (int k = 0, some; k < keys; k += some) {
     some = decode_run(w->slices, &w->slices->v, j0 + k, keys - k, p->v_dim, p->type, rows, &b.in_order);
