@@ -185,7 +185,8 @@ WORD lanes lanes_pow2(lanes n) {
 
 #include "cpu/vec/exp2.h"
 
-/* 2^n is added to the exponent. What is clamped to -127 comes out as exactly 0: 1 with the biased exponent 0. */
+/* 2^n is added to the exponent. What is clamped to -127 comes out as exactly 0: 1 with the biased exponent 0. For
+ * x below 129: sums of the softmax have x <= 0. */
 WORD lanes lanes_exp2(lanes x) {
   x = _mm256_max_ps(_mm256_set1_ps(-127), x);
   lanes r = _mm256_sub_ps(x, lanes_round(x));

@@ -108,8 +108,8 @@ WORD lanes lanes_load_f16(const uint16_t *p) { return lanes_load_f16_first(p, LA
 WORD lanes lanes_load_bf16(const uint16_t *p) { return lanes_load_bf16_first(p, LANES); }
 WORD void lanes_store_f16(uint16_t *p, lanes x) { lanes_store_f16_first(p, x, LANES); }
 WORD void lanes_store_bf16(uint16_t *p, lanes x) { lanes_store_bf16_first(p, x, LANES); }
-/* 2 * LANES elements as two vectors in an order of the vocabulary's own, which lanes_store_bf16_pair undoes: even and
- * odd, where two of them fill a lane. */
+/* 2 * LANES elements as two vectors in an order of the vocabulary's own, which lanes_store_bf16_pair undoes: here
+ * even and odd, where two of them fill a lane. */
 #ifdef LANES_F64
 WORD void lanes_load_bf16_pair(const uint16_t *p, lanes x[2]) {
   x[0] = lanes_load_bf16(p);
