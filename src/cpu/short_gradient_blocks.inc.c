@@ -88,7 +88,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, const
                                 const short_gradient *to) {
   const int keys = LANES / n, tiles = constant ? constant : b->tiles;
   const int last = (int)round_up(b->last, SHORT_BLOCK);
-  lanes check = lanes_zero(), blocks[2][1][SHORT_BLOCK_TILES], *const x = blocks[0][0], *const z = blocks[1][0];
+  lanes check = lanes_zero(), x[SHORT_BLOCK_TILES], z[SHORT_BLOCK_TILES];
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
     x[t] = lanes_load(s + t * LANES), z[t] = lanes_load(dp + t * LANES);
@@ -98,7 +98,7 @@ WORD lanes short_block_gradient(const short_block *b, int n, int constant, const
       z[t] = lanes_select(b->hidden[t], lanes_zero(), z[t]);
     }
   }
-  check = lanes_add(check, short_softmax_gradient(1, &n, &tiles, blocks[0], blocks[1], lanes_set1(to->scale)));
+  check = lanes_add(check, short_softmax_gradient(1, &n, &tiles, &x, &z, lanes_set1(to->scale)));
 #pragma GCC unroll 4
   for (int t = 0; t < tiles; t++) {
     const int key = b->first + t * keys;
