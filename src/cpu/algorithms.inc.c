@@ -19,6 +19,7 @@
 #include "cpu/gradients.inc.c"
 #include "cpu/backward.inc.c"
 #include "cpu/short_ahead.inc.c"
+#include "cpu/short_feed.inc.c"
 #include "cpu/short.inc.c"
 #include "cpu/short_ones.inc.c"
 #include "cpu/short_products.inc.c"

@@ -69,32 +69,6 @@ WORD void short_ahead_rows(short_ahead *a, int count) {
   if (a->now < a->parts) short_ahead_ask(a, count); /* a call's only pair has none to ask for */
 }
 
-/* ---- In the order of memory ---- */
-
-/* Lines of three tensors whose pairs follow each other in memory, or whose sequences do where a token's heads lie side
- * by side: so many bytes as a pair has, of each in turn, a few at every step of this pair. Whose rows they are does not
- * matter, but that the lines follow each other: so the core's prefetchers help. And that there is time between them: it
- * drops requests for which it has no buffer. Asked for within 0.3, 1.2, 1.5 and 1.9 ns each, 0, 58, 80 and 100% of a
- * stream's lines arrived. So each is asked for again later, which costs next to nothing if it is there. */
-typedef struct short_feed {
-  const char *line, *second, *third; /* the next to ask for; where the other tensors' begin, or NULL */
-  int64_t again;                     /* bytes back, lines that are asked for once more */
-  int left, lines, count;            /* lines of this tensor; of each; a step's, a constant */
-} short_feed;
-
-WORD void short_feed_step(short_feed *x) {
-  if (!x) return;
-  if (x->left <= 0) {
-    if (!x->second) return;
-    x->line = x->second, x->second = x->third, x->third = NULL, x->left = x->lines;
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < x->count; i++) __builtin_prefetch(x->line + 64 * i, 0, 2);
-#pragma GCC unroll 8
-  for (int i = 0; i < x->count; i++) __builtin_prefetch(x->line + 64 * i - x->again, 0, 2);
-  x->line += 64 * x->count, x->left -= x->count;
-}
-
 /* So many pairs ahead rows are asked for; backward, one ahead took 4 to 10% more in [B,N,H,D] memory. */
 enum { SHORT_LEAD = 2 };
 

@@ -20,10 +20,10 @@ typedef struct short_forward_context {
   int64_t group;    /* query heads that share keys */
   int64_t lse_head; /* elements of lse from a head to the next */
   int64_t pairs;    /* of an item */
-  int64_t lead;     /* short_lengths.inc.c says of what; 0: none */
   int together;     /* pairs that go through each step together, at most */
   bool stream, options, in_blocks;
   short_operand q, k, v, out;
+  short_order order; /* of q, k and v: short_lengths.inc.c */
 } short_forward_context;
 
 typedef struct short_forward_scratch {

@@ -79,41 +79,17 @@ WORD void short_length_next(const short_forward_context *f, short_forward_pair *
 
 /* ---- From pair to pair ---- */
 
-/* Bytes of a pair's rows of Q, K or V. */
-WORD int64_t short_length_bytes(int length) {
-  return length * SHORT_COLUMNS * (int64_t)attend_type_size(short_length_type);
-}
-
-/* Pairs that Q, K and V are asked for ahead, in the order of memory; 0: not so. Where a token's heads lie side by side
- * a pair has rows all over its sequence. Where a pair's rows follow each other for less than a page the core asks for
- * them in time by itself: 8 tokens take 216 ns a pair so, 261 asked for. */
+/* Decides in which order rows are asked for, and with it how long items are. 8 tokens whose rows follow each other, and
+ * so less than a page of them, take 216 ns a pair if the core asks for them, 261 if we do. */
 enum { SHORT_PAGE = 4096 };
-static int64_t short_length_lead(const short_forward_context *f, int length) {
-  const attend_problem *p = f->problem;
-  static const operand_id inputs[] = {OPERAND_Q, OPERAND_K, OPERAND_V};
-  const int64_t pair = length * SHORT_COLUMNS;
-  bool adjacent = true;
-  for (int i = 0; i < 3; i++) {
-    const attend_layout *l = &p->layout[inputs[i]];
-    const bool one = l->row == SHORT_COLUMNS && l->head == pair;
-    if (!one && (l->row != p->heads * SHORT_COLUMNS || l->head != SHORT_COLUMNS)) return 0;
-    if (p->batch > 1 && l->batch != p->heads * pair) return 0;
-    adjacent &= one;
-  }
-  const int64_t lead = (adjacent ? 0 : p->heads) + 2 * SHORT_LEAD;
-  if (f->group > 1 || f->choice->own[SHORT_OWN_STAYS] || (adjacent && short_length_bytes(length) < SHORT_PAGE) ||
-      3 * lead * short_length_bytes(length) > attend_cpu_cache_sizes().second / 2)
-    return 0;
-  return lead;
-}
-
-/* Decides that, and with it how long items are: the first pairs of one are asked for by none. */
 static void short_length_plan(short_forward_context *f, int64_t *items) {
-  f->lead = short_length_lead(f, (int)f->problem->q_len);
-  if (!f->lead) return;
-  const int64_t pairs = f->problem->batch * f->problem->heads;
-  while (f->pairs < 8 * SHORT_PAIRS && pairs > 16 * f->pairs * f->choice->threads) f->pairs *= 2;
-  *items = (pairs + f->pairs - 1) / f->pairs;
+  static const operand_id inputs[] = {OPERAND_Q, OPERAND_K, OPERAND_V};
+  const attend_problem *p = f->problem;
+  if (f->choice->own[SHORT_OWN_STAYS]) return;
+  f->order = short_order_of(p, f->operands, inputs, 3, SHORT_COLUMNS, SHORT_PAGE);
+  if (!f->order.lead) return;
+  f->pairs = short_order_pairs(p, f->pairs, f->choice->threads);
+  *items = (p->batch * p->heads + f->pairs - 1) / f->pairs;
 }
 
 /* Lines of a step of short_feed_step: all of a pair's are asked for when it has a fifth of its steps left. */
@@ -126,11 +102,6 @@ WORD int short_length_feed(int length, bool causal) {
     steps += (keys + LANES / n - 1) / (LANES / n) * vectors + keys / TILE_TERMS;
   }
   return (3 * length * vectors * 5 / 4 + steps - 1) / steps;
-}
-
-/* The first pairs of an item, which nothing asked for. */
-static void short_length_touch(const volatile char *q, const volatile char *k, const volatile char *v, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) (void)q[at], (void)k[at], (void)v[at];
 }
 
 /* As short_plain_item: a pair's values come after the next one's scores. Rows are asked for in the order of memory
@@ -154,20 +125,13 @@ WORD void short_length_pairs(const short_forward_context *f, int64_t index, int 
   short_length_pair before = now;
   short_ahead ahead;
   ahead.parts = ahead.now = ahead.rows = ahead.pace = 0, ahead.second = true;
-  const int64_t bytes = short_length_bytes(length), first = fed ? (walk.b * f->problem->heads + walk.h) * bytes : 0;
-  const char *q = f->operands->data[OPERAND_Q], *k = f->operands->data[OPERAND_K], *v = f->operands->data[OPERAND_V];
-  q += first, k += first, v += first; /* where so many pairs' rows lie, those of these or others */
-  short_feed feed = {
-      .again = SHORT_LEAD * bytes, .lines = (int)(bytes / 64), .count = short_length_feed(length, causal)};
-  if (fed && !adjacent) {
-    const int64_t pairs = walk.h + (f->lead < walk.left ? f->lead : walk.left);
-    short_length_touch(q - walk.h * bytes, k - walk.h * bytes, v - walk.h * bytes, pairs * bytes);
-  }
+  const short_order *order = &f->order;
+  const int64_t first = walk.b * f->problem->heads + walk.h, lead = order->lead;
+  short_feed feed = {.order = order, .lines = short_length_feed(length, causal)};
+  feed.bytes = length * SHORT_COLUMNS * (int64_t)attend_type_size(short_length_type);
+  if (fed && !order->adjacent) short_order_touch(order, first - walk.h, first + (lead < walk.left ? lead : walk.left));
   for (int64_t n = 0; n <= walk.left; n++) {
-    if (fed && n + f->lead < walk.left) {
-      const int64_t then = (n + f->lead) * bytes;
-      feed.line = q + then, feed.second = k + then, feed.third = v + then, feed.left = feed.lines;
-    }
+    if (fed && n + lead < walk.left) short_feed_pair(&feed, first + n + lead);
     if (asks && n + SHORT_LEAD < walk.left) {
       short_forward_ask_all(f, &far, length, length, far.h % f->group == 0, &ahead);
       short_length_next(f, &far);
@@ -188,7 +152,7 @@ WORD void short_length_pairs(const short_forward_context *f, int64_t index, int 
   if (f->stream) lanes_stream_end();
 }
 WORD void short_length_item(const short_forward_context *f, int64_t index, int length, bool causal) {
-  if (f->lead)
+  if (f->order.lead)
     short_length_pairs(f, index, length, causal, true);
   else
     short_length_pairs(f, index, length, causal, false);

@@ -28,21 +28,23 @@ typedef struct short_triangle {
   real *p, *ds, *ds_across; /* TRIANGLE_WORDS each */
   bool stream[PAIR_MATRICES];
   const char *ahead[PAIR_MATRICES]; /* rows of the pair to ask for, of outputs where they end; NULL: none */
+  short_feed feed;                  /* what to ask for of inputs instead, in the order of memory */
 } short_triangle;
 
-/* `rows` of them from `first` on, of one matrix, from beginning to end. */
-WORD void triangle_ask(const short_triangle *t, int first, int rows, int of, attend_type type) {
-  const int64_t bytes = t->columns * (int64_t)attend_type_size(type), step = t->step[of];
+/* `rows` of them from `first` on, of one matrix, from beginning to end; `feed`, a constant, has them unless it is NULL.
+ */
+WORD void triangle_ask(const short_triangle *t, int first, int rows, int of, const short_feed *feed) {
+  const int64_t bytes = t->columns * (int64_t)attend_type_size(triangle_type), step = t->step[of];
   const char *row = t->ahead[of];
-  if (!row) return;
+  if (feed || !row) return;
   row += first * step;
   for (int64_t at = 0; at < bytes; at += 64)
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) __builtin_prefetch(row + r * step + at, 0, 2);
 }
 /* The lines in which rows end that are stored past the cache: short_ahead_ends says why. */
-WORD void triangle_ask_ends(const short_triangle *t, int n, int of, attend_type type) {
-  const int64_t bytes = t->columns * (int64_t)attend_type_size(type), step = t->step[of];
+WORD void triangle_ask_ends(const short_triangle *t, int n, int of) {
+  const int64_t bytes = t->columns * (int64_t)attend_type_size(triangle_type), step = t->step[of];
   const char *row = t->ahead[of];
   if (!row || !t->stream[of] || (uintptr_t)row % 64 == 0) return;
 #pragma GCC unroll 8
@@ -82,7 +84,7 @@ enum { TRIANGLE_SUMS = LANES < 16 ? 11 : 26 };
 /* Products of `rows` rows of `a` from `first` on with `count` rows of `b` from `from` on, to tiles of scores from x on;
  * row r of a meets those of b up to lead + r: all but first and from are constants. */
 WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int rows, int from, int count, int lead,
-                         lanes *x, int64_t columns) {
+                         lanes *x, int64_t columns, short_feed *feed) {
   const int keys = LANES / rows, tiles = (count + keys - 1) / keys;
   const char *q = t->rows[a] + first * t->step[a], *k = t->rows[b] + from * t->step[b];
   lanes sum[4][LANES];
@@ -94,6 +96,7 @@ WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int r
 #pragma GCC unroll 4
     for (int v = 0; v < TRIANGLE_VECTORS; v += short_parts(triangle_type), q += sizeof(lanes), k += sizeof(lanes)) {
       lanes y[4][2];
+      short_feed_step(feed);
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++)
         if (lead + r >= 0) short_load_words(q + r * t->step[a], y[r], triangle_type);
@@ -116,20 +119,22 @@ WORD void triangle_tiles(const short_triangle *t, int a, int b, int first, int r
 }
 
 /* All tiles of the block of queries from `first` on, a constant. */
-WORD void triangle_dots(const short_triangle *t, int a, int b, int first, int rows, lanes x[4], int64_t columns) {
+WORD void triangle_dots(const short_triangle *t, int a, int b, int first, int rows, lanes x[4], int64_t columns,
+                        short_feed *feed) {
   const int keys = LANES / rows, last = first + rows, sums = first * rows + rows * (rows + 1) / 2;
   if (sums <= TRIANGLE_SUMS) {
-    triangle_tiles(t, a, b, first, rows, 0, last, first, x, columns);
+    triangle_tiles(t, a, b, first, rows, 0, last, first, x, columns, feed);
     return;
   }
 #pragma GCC unroll 4
   for (int j = 0; j < last; j += keys)
-    triangle_tiles(t, a, b, first, rows, j, j + keys < last ? keys : last - j, first - j, x + j / keys, columns);
+    triangle_tiles(t, a, b, first, rows, j, j + keys < last ? keys : last - j, first - j, x + j / keys, columns, feed);
 }
 /* The same of a block of 4 whose tiles are whole but for the last. */
-WORD void triangle_dots_of_four(const short_triangle *t, int a, int b, int first, lanes *x, int64_t columns) {
-  for (int j = 0; j < first; j += 4) triangle_tiles(t, a, b, first, 4, j, 4, 4, x + j / 4, columns);
-  triangle_tiles(t, a, b, first, 4, first, 4, 0, x + first / 4, columns);
+WORD void triangle_dots_of_four(const short_triangle *t, int a, int b, int first, lanes *x, int64_t columns,
+                                short_feed *feed) {
+  for (int j = 0; j < first; j += 4) triangle_tiles(t, a, b, first, 4, j, 4, 4, x + j / 4, columns, feed);
+  triangle_tiles(t, a, b, first, 4, first, 4, 0, x + first / 4, columns, feed);
 }
 
 /* Of tile m, of a block of `rows` queries from `first` on, what its queries do not see. */
@@ -180,32 +185,32 @@ WORD lanes triangle_softmax(const short_triangle *t, const triangle_blocks *of, 
 
 /* Products of the block of queries from `first` on, a constant, of n tokens, one too. */
 WORD void triangle_block(const short_triangle *t, int n, int first, triangle_blocks *of, lanes (*x)[SHORT_BLOCK_TILES],
-                         lanes (*z)[SHORT_BLOCK_TILES], int64_t columns) {
+                         lanes (*z)[SHORT_BLOCK_TILES], int64_t columns, short_feed *feed) {
   const int rows = triangle_rows(n, first);
-  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x[of->count], columns);
-  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z[of->count], columns);
+  triangle_dots(t, PAIR_Q, PAIR_K, first, rows, x[of->count], columns, feed);
+  triangle_dots(t, PAIR_D_OUT, PAIR_V, first, rows, z[of->count], columns, feed);
   triangle_blocks_add(of, first, rows);
 }
 /* P and dS of n tokens, a constant. */
-WORD lanes triangle_gradient(const short_triangle *t, int n, int64_t columns) {
+WORD lanes triangle_gradient(const short_triangle *t, int n, int64_t columns, short_feed *feed) {
   const int second = triangle_rows(n, 0), third = second < n ? second + triangle_rows(n, second) : n;
   triangle_blocks of;
   lanes x[SHORT_SOFTMAXES][SHORT_BLOCK_TILES], z[SHORT_SOFTMAXES][SHORT_BLOCK_TILES];
   of.count = 0;
-  triangle_ask(t, 0, n, PAIR_Q, triangle_type);
-  triangle_block(t, n, 0, &of, x, z, columns);
-  triangle_ask(t, 0, n, PAIR_D_OUT, triangle_type);
-  if (second < n) triangle_block(t, n, second, &of, x, z, columns);
-  if (third < n) triangle_block(t, n, third, &of, x, z, columns);
+  triangle_ask(t, 0, n, PAIR_Q, feed);
+  triangle_block(t, n, 0, &of, x, z, columns, feed);
+  triangle_ask(t, 0, n, PAIR_D_OUT, feed);
+  if (second < n) triangle_block(t, n, second, &of, x, z, columns, feed);
+  if (third < n) triangle_block(t, n, third, &of, x, z, columns, feed);
   return triangle_softmax(t, &of, x, z);
 }
 /* Of whole blocks of 4. */
-WORD lanes triangle_gradient_of_fours(const short_triangle *t, int n, int64_t columns) {
+WORD lanes triangle_gradient_of_fours(const short_triangle *t, int n, int64_t columns, short_feed *feed) {
   lanes x[SHORT_MAX / 4][SHORT_BLOCK_TILES], z[SHORT_MAX / 4][SHORT_BLOCK_TILES], check = lanes_zero();
   for (int first = 0; first < n; first += 4) {
-    triangle_ask(t, first, 4, PAIR_Q, triangle_type);
-    triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x[first / 4], columns);
-    triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z[first / 4], columns);
+    triangle_ask(t, first, 4, PAIR_Q, feed);
+    triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x[first / 4], columns, feed);
+    triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z[first / 4], columns, feed);
   }
   triangle_blocks three = {0}, four = {0};
 #pragma GCC unroll 4
@@ -239,10 +244,11 @@ WORD void triangle_term(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n, 
 /* The terms `begin` … `end` - 1 of rows `first` … `first` + rows - 1 of an output, of queries or of keys, which are
  * those that they see, or that see them. x is the row of the first of these. All but pointers are constants. */
 WORD void triangle_terms(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n, bool of_queries, int first, int rows,
-                         const char *x, int64_t step, int begin, int end) {
+                         const char *x, int64_t step, int begin, int end, short_feed *feed) {
 #pragma GCC unroll 8
   for (int at = begin; at < end; at += TILE_TERMS, x += TILE_TERMS * step) {
     const char *second = TILE_TERMS == 2 && at + 1 < n ? x + step : NULL;
+    short_feed_step(feed);
     const int own = at - first; /* row that only one of two terms is for */
     if (of_queries) {
       const int from = own + TILE_TERMS - 1;
@@ -260,7 +266,7 @@ WORD void triangle_terms(lanes sum[SHORT_PRODUCT_ROWS][8], const real *a, int n,
  * where there are whole blocks of 4, `fours`, a constant, rows alone: a tile of any two blocks is like that of the two
  * blocks of 8 tokens. */
 WORD void triangle_product(const short_triangle *t, int n, bool fours, int out, const real *a, int in, int first,
-                           int rows, int64_t columns) {
+                           int rows, int64_t columns, short_feed *feed) {
   const bool of_queries = out == PAIR_D_Q;
   const int64_t step = t->step[in];
   const char *x = t->rows[in];
@@ -273,77 +279,98 @@ WORD void triangle_product(const short_triangle *t, int n, bool fours, int out, 
       for (int v = 0; v < TRIANGLE_VECTORS; v++) sum[r][v] = lanes_zero();
     if (!fours)
       triangle_terms(sum, a, n, of_queries, first, rows, x + (of_queries ? 0 : first) * step, step,
-                     of_queries ? 0 : first, of_queries ? first + rows : n);
+                     of_queries ? 0 : first, of_queries ? first + rows : n, feed);
     else if (of_queries) {
       for (int j = 0; j < first; j += 4)
-        triangle_terms(sum, a + TRIANGLE_MAX * (first - 4) + 4 * j, 8, true, 4, 4, x + j * step, step, 0, 4);
-      triangle_terms(sum, own, 4, true, 0, 4, x + first * step, step, 0, 4);
+        triangle_terms(sum, a + TRIANGLE_MAX * (first - 4) + 4 * j, 8, true, 4, 4, x + j * step, step, 0, 4, feed);
+      triangle_terms(sum, own, 4, true, 0, 4, x + first * step, step, 0, 4, feed);
     } else {
-      triangle_terms(sum, own, 4, false, 0, 4, x + first * step, step, 0, 4);
+      triangle_terms(sum, own, 4, false, 0, 4, x + first * step, step, 0, 4, feed);
       for (int i = first + 4; i < n; i += 4)
-        triangle_terms(sum, a + TRIANGLE_MAX * (i - 4) + 4 * first, 8, false, 0, 4, x + i * step, step, 4, 8);
+        triangle_terms(sum, a + TRIANGLE_MAX * (i - 4) + 4 * first, 8, false, 0, 4, x + i * step, step, 4, 8, feed);
     }
     short_product_store(t->rows[out] + first * t->step[out], t->step[out], c, sum, rows, TRIANGLE_VECTORS,
                         t->stream[out], columns, triangle_type);
     x += TRIANGLE_VECTORS * LANES * (int)attend_type_size(triangle_type);
   }
 }
-WORD void triangle_products(const short_triangle *t, int n, bool fours, int out, const real *a, int in,
-                            int64_t columns) {
+WORD void triangle_products(const short_triangle *t, int n, bool fours, int out, const real *a, int in, int64_t columns,
+                            short_feed *feed) {
   if (!t->rows[out]) return;
-  triangle_ask_ends(t, n, out, triangle_type);
+  triangle_ask_ends(t, n, out);
   if (fours)
     for (int first = 0; first < n; first += 4) {
-      triangle_ask(t, first, 4, out == PAIR_D_Q ? PAIR_K : out == PAIR_D_K ? PAIR_V : PAIR_D_OUT, triangle_type);
-      triangle_product(t, n, true, out, a, in, first, 4, columns);
+      triangle_ask(t, first, 4, out == PAIR_D_Q ? PAIR_K : out == PAIR_D_K ? PAIR_V : PAIR_D_OUT, feed);
+      triangle_product(t, n, true, out, a, in, first, 4, columns, feed);
     }
   else if (n <= SHORT_PRODUCT_ROWS)
-    triangle_product(t, n, false, out, a, in, 0, n, columns);
+    triangle_product(t, n, false, out, a, in, 0, n, columns, feed);
   else {
-    triangle_product(t, n, false, out, a, in, 0, 4, columns);
-    triangle_product(t, n, false, out, a, in, 4, n - 4, columns);
+    triangle_product(t, n, false, out, a, in, 0, 4, columns, feed);
+    triangle_product(t, n, false, out, a, in, 4, n - 4, columns, feed);
   }
 }
 
-/* One pair of n tokens, a constant unless in `fours`, one itself. Are its scores, dP and delta finite? (The next pair's
- * scores and softmax before this one's products, so that one has something to wait beside: 5% slower in f32, 3% faster
- * at 5 tokens in bf16.) */
-WORD bool short_triangle_as(const short_triangle *t, int n, bool fours, int64_t columns) {
+/* Lines of a step of short_feed_step, a constant: as few as are enough (5 tokens in f32: 273 ns by 3, 292 by 4; 8: 386
+ * and 409). The steps of `fours` are no constant (16: 1119 ns by 2, 1173 by 3). */
+WORD int triangle_feed(int n, bool fours) {
+  const int row = SHORT_COLUMNS * (int)attend_type_size(triangle_type),
+            parts = SHORT_COLUMNS / TRIANGLE_VECTORS / LANES;
+  int steps = 3 * n * parts / TILE_TERMS;
+  if (fours) return 2;
+  for (int first = 0, rows; first < n; first += rows) {
+    rows = triangle_rows(n, first);
+    steps += 2 * row / (int)sizeof(lanes);
+    if (first > 0 && n > SHORT_PRODUCT_ROWS) steps += 12 * parts / TILE_TERMS;
+  }
+  return (4 * n * row / 64 + steps - 1) / steps;
+}
+
+/* One pair of n tokens, a constant unless in `fours`, one itself, as is whether inputs are `fed`: rows that a step does
+ * not find to ask for would still part its loads. Are its scores, dP and delta finite? (The next pair's scores and
+ * softmax before this one's products, so that one has something to wait beside: 5% slower in f32, 3% faster at 5 tokens
+ * in bf16.) */
+WORD bool short_triangle_as(const short_triangle *t, int n, bool fours, int64_t columns, bool fed) {
   if (fours ? !TRIANGLE_FOURS : TRIANGLE_MAX == 0) return true; /* there are none */
-  const lanes check = fours ? triangle_gradient_of_fours(t, n, columns) : triangle_gradient(t, n, columns);
-  triangle_products(t, n, fours, PAIR_D_Q, t->ds_across, PAIR_K, columns);
-  if (!fours) triangle_ask(t, 0, n, PAIR_K, triangle_type);
-  triangle_products(t, n, fours, PAIR_D_K, t->ds, PAIR_Q, columns);
-  if (!fours) triangle_ask(t, 0, n, PAIR_V, triangle_type);
-  triangle_products(t, n, fours, PAIR_D_V, t->p, PAIR_D_OUT, columns);
+  short_feed own = t->feed, *feed = fed ? &own : NULL;
+  own.bytes = n * columns * (int64_t)attend_type_size(triangle_type), own.lines = triangle_feed(n, fours);
+  const lanes check = fours ? triangle_gradient_of_fours(t, n, columns, feed) : triangle_gradient(t, n, columns, feed);
+  triangle_products(t, n, fours, PAIR_D_Q, t->ds_across, PAIR_K, columns, feed);
+  if (!fours) triangle_ask(t, 0, n, PAIR_K, feed);
+  triangle_products(t, n, fours, PAIR_D_K, t->ds, PAIR_Q, columns, feed);
+  if (!fours) triangle_ask(t, 0, n, PAIR_V, feed);
+  triangle_products(t, n, fours, PAIR_D_V, t->p, PAIR_D_OUT, columns, feed);
   return !mask_any(lanes_unordered(check));
 }
 
 /* Where rows have SHORT_COLUMNS these are a constant as well: up to 6% faster. (As a copy of `t` with a constant in it
  * instead of an argument of each step: up to 10% slower, since gcc keeps all of it in registers or on the stack.) */
-#define TRIANGLE(name, n, fours)                                                                                       \
+#define TRIANGLE_OF(name, n, fours, columns, fed)                                                                      \
   static __attribute__((noinline)) bool short_triangle_##name(const short_triangle *t, int tokens) {                   \
     (void)tokens;                                                                                                      \
-    return short_triangle_as(t, n, fours, SHORT_COLUMNS);                                                              \
-  }                                                                                                                    \
-  static __attribute__((noinline)) bool short_triangle_##name##_any(const short_triangle *t, int tokens) {             \
-    (void)tokens;                                                                                                      \
-    return short_triangle_as(t, n, fours, t->columns);                                                                 \
+    return short_triangle_as(t, n, fours, columns, fed);                                                               \
   }
+#define TRIANGLE(name, n, fours)                                                                                       \
+  TRIANGLE_OF(name, n, fours, SHORT_COLUMNS, false)                                                                    \
+  TRIANGLE_OF(name##_fed, n, fours, SHORT_COLUMNS, true)                                                               \
+  TRIANGLE_OF(name##_any, n, fours, t->columns, false)
 /* clang-format off */
 TRIANGLE(2, 2, false) TRIANGLE(3, 3, false) TRIANGLE(4, 4, false) TRIANGLE(5, 5, false) TRIANGLE(6, 6, false)
 TRIANGLE(7, 7, false) TRIANGLE(8, 8, false) TRIANGLE(fours, tokens, true)
 #undef TRIANGLE
+#undef TRIANGLE_OF
 
+#define TRIANGLES(kind)                                                                                                \
+  {                                                                                                                    \
+    [2] = short_triangle_2##kind, short_triangle_3##kind, short_triangle_4##kind, short_triangle_5##kind,              \
+    short_triangle_6##kind, short_triangle_7##kind, short_triangle_8##kind, short_triangle_fours##kind                 \
+  }
 typedef bool short_triangle_function(const short_triangle *t, int n);
-static bool short_triangle_of(const short_triangle *t, int n) {
-  static short_triangle_function *const usual[] = {
-      [2] = short_triangle_2, short_triangle_3, short_triangle_4, short_triangle_5, short_triangle_6, short_triangle_7,
-      short_triangle_8};
-  static short_triangle_function *const any[] = {
-      [2] = short_triangle_2_any, short_triangle_3_any, short_triangle_4_any, short_triangle_5_any,
-      short_triangle_6_any, short_triangle_7_any, short_triangle_8_any};
-  /* clang-format on */
-  if (t->columns == SHORT_COLUMNS) return (n <= 8 ? usual[n] : short_triangle_fours)(t, n);
-  return (n <= 8 ? any[n] : short_triangle_fours_any)(t, n);
+static bool short_triangle_of(const short_triangle *t, int n, bool fed) {
+  static short_triangle_function *const usual[] = TRIANGLES(), *const in_order[] = TRIANGLES(_fed),
+                                 *const any[] = TRIANGLES(_any);
+  const int at = n <= 8 ? n : 9;
+  return (t->columns != SHORT_COLUMNS ? any : fed ? in_order : usual)[at](t, n);
 }
+#undef TRIANGLES
+/* clang-format on */
