@@ -207,20 +207,21 @@ WORD lanes triangle_gradient(const short_triangle *t, int n, int64_t columns, sh
 /* Of whole blocks of 4. */
 WORD lanes triangle_gradient_of_fours(const short_triangle *t, int n, int64_t columns, short_feed *feed) {
   lanes x[SHORT_MAX / 4][SHORT_BLOCK_TILES], z[SHORT_MAX / 4][SHORT_BLOCK_TILES], check = lanes_zero();
-  for (int first = 0; first < n; first += 4) {
+  int first = 0;
+  do {
     triangle_ask(t, first, 4, PAIR_Q, feed);
     triangle_dots_of_four(t, PAIR_Q, PAIR_K, first, x[first / 4], columns, feed);
     triangle_dots_of_four(t, PAIR_D_OUT, PAIR_V, first, z[first / 4], columns, feed);
-  }
+  } while ((first += 4) < n);
   triangle_blocks three = {0}, four = {0};
 #pragma GCC unroll 4
-  for (int first = 0; first < 16; first += 4) {
+  for (first = 0; first < 16; first += 4) {
     if (first < 12) triangle_blocks_add(&three, first, 4);
     triangle_blocks_add(&four, first, 4);
   }
   if (n == 12) return triangle_softmax(t, &three, x, z);
   check = triangle_softmax(t, &four, x, z);
-  for (int first = 16; first < n; first += 4) {
+  for (first = 16; first < n; first += 4) {
     triangle_blocks one = {0};
     triangle_blocks_add(&one, first, 4);
     check = lanes_add(check, triangle_softmax(t, &one, x + first / 4, z + first / 4));
