@@ -318,8 +318,8 @@ static void short_triangles_plan(short_backward_context *c, int64_t *items) {
   static const operand_id inputs[] = {OPERAND_Q, OPERAND_D_OUT, OPERAND_K, OPERAND_V};
   const attend_problem *p = c->problem;
   c->order.lead = 0, c->pairs = SHORT_PAIRS;
-  if (p->head_dim != SHORT_COLUMNS || c->choice->own[SHORT_OWN_STAYS]) return;
-  c->order = short_order_of(p, c->operands, inputs, 4, SHORT_COLUMNS, TRIANGLE_LEAST);
+  if (c->choice->own[SHORT_OWN_STAYS]) return;
+  c->order = short_order_of(p, c->operands, inputs, 4, p->head_dim, TRIANGLE_LEAST);
   if (!c->order.lead) return;
   c->pairs = short_order_pairs(p, c->pairs, c->choice->threads);
   *items = (p->batch * p->heads + c->pairs - 1) / c->pairs;
