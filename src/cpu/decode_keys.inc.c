@@ -9,55 +9,42 @@ enum {
   DECODE_PAGE = 8                /* the least keys of a page that is read in order */
 };
 
-/* What becomes one vector of scores. */
-typedef struct decode_sums_due {
-  lanes sum[LANES];
-  real *to[LANES];
-  int count;
-} decode_sums_due;
-
-WORD void decode_scores_flush(decode_sums_due *d, real factor) {
-  real scores[LANES];
-  lanes_store(scores, lanes_mul(lanes_sums(d->sum), lanes_set1(factor)));
-  for (int i = 0; i < d->count; i++) *d->to[i] = scores[i];
-  d->count = 0;
-}
-
-/* Scores of n rows of Q, n a constant, and one key. */
-WORD void decode_scores_key(decode_sums_due *d, real *s, int64_t s_row, const real *q, int64_t columns, real factor,
-                            int n, const char *row, attend_type type) {
+/* S[head][row][k] of all keys of the chunk, from Q[head][row][columns]: n rows of a head at a time, n a constant. As
+ * many sums as a vector has lanes stay in registers and become one vector of scores. */
+WORD void decode_scores_by(real *s, int64_t s_row, const real *q, int heads, int rows, int n, int64_t columns,
+                           real factor, const decode_rows *b, int keys, attend_type type) {
   const int64_t size = (int64_t)attend_type_size(type);
-  lanes part[DECODE_ROWS];
-  if (d->count + n > LANES) decode_scores_flush(d, factor);
-#pragma GCC unroll 4
-  for (int r = 0; r < n; r++) part[r] = lanes_zero();
-#pragma GCC unroll 8
-  for (int64_t c = 0; c < columns; c += LANES) {
-    lanes x = decode_load_next(row + c * size, type);
-#pragma GCC unroll 4
-    for (int r = 0; r < n; r++) part[r] = tile_step(x, lanes_load(q + r * columns + c), part[r]);
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < n; r++) d->sum[d->count + r] = part[r], d->to[d->count + r] = s + r * s_row;
-  d->count += n;
-}
-
-/* S[head][row][k] of all keys of the chunk, from Q[head][row][columns]. */
-WORD void decode_scores_keys_typed(real *s, int64_t s_row, const real *q, int heads, int rows, int64_t columns,
-                                   real factor, const decode_rows *b, int keys, attend_type type) {
-  decode_sums_due due = {.count = 0};
-  for (int i = 0; i < LANES; i++) due.sum[i] = lanes_zero();
   for (int k = 0; k < keys; k++) {
     const char *row = b->row[k];
-    for (int h = 0, first = 0; h < heads; h++, first += rows, row += columns * (int64_t)attend_type_size(type)) {
-      int r = first;
-      for (; r + DECODE_ROWS <= first + rows; r += DECODE_ROWS)
-        decode_scores_key(&due, s + r * s_row + k, s_row, q + r * columns, columns, factor, DECODE_ROWS, row, type);
-      for (; r < first + rows; r++)
-        decode_scores_key(&due, s + r * s_row + k, s_row, q + r * columns, columns, factor, 1, row, type);
+    for (int r0 = 0, left = rows; r0 < heads * rows; r0 += LANES) {
+      const int some = heads * rows - r0 < LANES ? heads * rows - r0 : LANES;
+      const real *at = q + r0 * columns;
+      real *to = s + r0 * s_row + k, scores[LANES];
+      lanes sum[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) sum[i] = lanes_zero();
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i += n) {
+        if (i >= some) break;
+#pragma GCC unroll 8
+        for (int64_t c = 0; c < columns; c += LANES) {
+          lanes x = decode_load_next(row + c * size, type);
+#pragma GCC unroll 4
+          for (int r = i; r < i + n; r++) sum[r] = tile_step(x, lanes_load(at + r * columns + c), sum[r]);
+        }
+        if ((left -= n) == 0) left = rows, row += columns * size;
+      }
+      lanes_store(scores, lanes_mul(lanes_sums(sum), lanes_set1(factor)));
+      for (int i = 0; i < some; i++) to[i * s_row] = scores[i];
     }
   }
-  decode_scores_flush(&due, factor);
+}
+WORD void decode_scores_keys_typed(real *s, int64_t s_row, const real *q, int heads, int rows, int64_t columns,
+                                   real factor, const decode_rows *b, int keys, attend_type type) {
+  if (rows % DECODE_ROWS == 0)
+    decode_scores_by(s, s_row, q, heads, rows, DECODE_ROWS, columns, factor, b, keys, type);
+  else
+    decode_scores_by(s, s_row, q, heads, rows, 1, columns, factor, b, keys, type);
 }
 WORD void decode_scores_keys_of(real *s, int64_t s_row, const real *q, int heads, int rows, int64_t columns,
                                 real factor, const decode_rows *b, int keys, attend_type type) {
