@@ -313,7 +313,7 @@ WORD void short_triangle_rows(const short_backward_context *c, int64_t b, int64_
 
 /* Decides in which order the inputs of triangles are asked for, and with it how long items are. Pairs of 768 adjacent
  * bytes gain (f32, 3 tokens: 189 to 171 ns), of 512 lose (bf16, 4 tokens: 119 to 128). */
-enum { TRIANGLE_LEAST = 768 };
+enum { TRIANGLE_LEAST = 768 }; /* bytes */
 static void short_triangles_plan(short_backward_context *c, int64_t *items) {
   static const operand_id inputs[] = {OPERAND_Q, OPERAND_D_OUT, OPERAND_K, OPERAND_V};
   const attend_problem *p = c->problem;

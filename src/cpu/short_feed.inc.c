@@ -2,8 +2,8 @@
 /* Short sequences: whole inputs asked for in the order of memory, evenly, while pairs are computed: as many bytes as a
  * pair has, of each in turn, a few lines at every step of a pair some before. Whose rows they are does not matter, but
  * that the lines follow each other: so the core's prefetchers help. And that there is time between them: it drops
- * requests for which it has no buffer. Asked for within 0.3, 1.2, 1.5 and 1.9 ns each, 0, 58, 80 and 100% of a stream's
- * lines arrived. So each is asked for again later, which costs next to nothing if it is there. */
+ * requests for which it has no buffer (bench/bounds.c: asked for every 0.6, 1.2, 1.5 and 1.8 ns, 30, 60, 78 and 99% of
+ * a stream's lines arrive). So each is asked for again later, which costs next to nothing if it is there. */
 
 enum { SHORT_FED = 4 }; /* inputs, at most */
 
@@ -14,12 +14,12 @@ typedef struct short_order {
   bool adjacent; /* a pair's rows follow each other, and pairs do; else a token's heads lie side by side and sequences
                     follow each other: a pair has rows all over its own */
   int64_t bytes; /* of a pair's rows of one input */
-  int64_t lead;  /* pairs that they are asked for ahead; 0: not so, as there are gaps, or as so many would fill the
-                    cache */
+  int64_t lead;  /* pairs that they are asked for ahead; 0: not so, as there are gaps or shared keys, as so many would
+                    fill the cache, or as the core asks by itself */
 } short_order;
 
-/* Of rows of `columns` that are read in place. Adjacent rows of a pair of less than `least` bytes are left to the core,
- * which asks for them in time by itself. */
+/* Of rows of `columns` that are read in place, as many keys as queries. Adjacent rows of a pair of less than `least`
+ * bytes are left to the core, which asks for them in time by itself. */
 static short_order short_order_of(const attend_problem *p, const attend_operands *o, const operand_id *inputs,
                                   int count, int64_t columns, int64_t least) {
   const int64_t pair = p->q_len * columns;
@@ -44,7 +44,7 @@ static int64_t short_order_pairs(const attend_problem *p, int64_t pairs, int64_t
   return pairs;
 }
 
-/* That: where so many pairs' rows lie, those of these or others. */
+/* Reads what nothing asked for, where so many pairs' rows lie, those of these or others. */
 static void short_order_touch(const short_order *x, int64_t first, int64_t end) {
   for (int64_t at = first * x->bytes; at < end * x->bytes; at += 64)
     for (int i = 0; i < x->inputs; i++) (void)*(const volatile char *)(x->input[i] + at);

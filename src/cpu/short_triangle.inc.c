@@ -312,8 +312,8 @@ WORD void triangle_products(const short_triangle *t, int n, bool fours, int out,
   }
 }
 
-/* Lines of a step of short_feed_step, a constant: as few as are enough (5 tokens in f32: 273 ns by 3, 292 by 4; 8: 386
- * and 409). The steps of `fours` are no constant (16: 1119 ns by 2, 1173 by 3). */
+/* Lines of a step of short_feed_step, a constant: as few as are enough for about so many steps (5 tokens in f32: 273 ns
+ * by 3, 292 by 4; 8: 386 and 409). The steps of `fours` are no constant (16: 1119 ns by 2, 1173 by 3). */
 WORD int triangle_feed(int n, bool fours) {
   const int row = SHORT_COLUMNS * (int)attend_type_size(triangle_type),
             parts = SHORT_COLUMNS / TRIANGLE_VECTORS / LANES;
