@@ -25,7 +25,7 @@ WORD void decode_scores_by(real *s, int64_t s_row, const real *q, int heads, int
       for (int i = 0; i < LANES; i++) sum[i] = lanes_zero();
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; i += n) {
-        if (i >= some) continue;
+        if (i >= some) continue; /* a loop that may be left is not unrolled by clang */
 #pragma GCC unroll 8
         for (int64_t c = 0; c < columns; c += LANES) {
           lanes x = decode_load_next(row + c * size, type);

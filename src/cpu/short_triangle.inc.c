@@ -31,8 +31,8 @@ typedef struct short_triangle {
   short_feed feed;                  /* what to ask for of inputs instead, in the order of memory */
 } short_triangle;
 
-/* `rows` of them from `first` on, of one matrix, from beginning to end; `feed`, a constant, has them unless it is NULL.
- */
+/* `rows` of them from `first` on, of one matrix, from beginning to end; unless `feed` asks for them, NULL or not a
+ * constant. */
 WORD void triangle_ask(const short_triangle *t, int first, int rows, int of, const short_feed *feed) {
   const int64_t bytes = t->columns * (int64_t)attend_type_size(triangle_type), step = t->step[of];
   const char *row = t->ahead[of];
