@@ -4,6 +4,7 @@
 #include "cpu/features.h"
 #include "cpu/kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

@@ -340,7 +340,7 @@ static void short_backward_triangles(void *context, int worker, int64_t index) {
   int64_t b = first ? first / p->heads : 0, h = first - b * p->heads;
   char *ring[SHORT_LEAD + 1][PAIR_MATRICES];
   memset(t.ahead, 0, sizeof t.ahead);
-  t.feed.order = &c->order;
+  short_feed_begin(&t.feed, &c->order);
   if (lead && !c->order.adjacent) short_order_touch(&c->order, first - h, first + (lead < pairs ? lead : pairs));
   for (int64_t i = 0; i < pairs + SHORT_LEAD; i++) {
     char **rows = ring[i % (SHORT_LEAD + 1)];
@@ -454,7 +454,6 @@ attend_status ENTRY(backward_short_run)(const attend_problem *p, const attend_ch
     c.triangle.step[i] = l->row * (int64_t)attend_type_size(p->type);
   }
   memset(c.triangle.ahead, 0, sizeof c.triangle.ahead);
-  memset(&c.triangle.feed, 0, sizeof c.triangle.feed);
   c.triangle.columns = p->head_dim, c.triangle.factor = score_factor(p), c.triangle.scale = (real)p->scale;
   c.triangle.stream[PAIR_D_Q] = c.stream_q, c.triangle.stream[PAIR_D_K] = c.stream_k,
   c.triangle.stream[PAIR_D_V] = c.stream_v;

@@ -5,6 +5,10 @@
 
 enum { SHORT_BLOCK = LANES < 4 ? LANES : 4 };                 /* rows of a block, at most */
 enum { SHORT_BLOCK_TILES = SHORT_MAX * SHORT_BLOCK / LANES }; /* its tiles, at most */
+enum { SHORT_BLOCKS = SHORT_MAX / SHORT_BLOCK + 2 };          /* of a pair, at most */
+
+#define REAL_MOST _Generic((real)0, float : FLT_MAX, double : DBL_MAX)
+#define REAL_LEAST _Generic((real)0, float : FLT_MIN, double : DBL_MIN) /* that is normal */
 
 /* ---- Scores ---- */
 
@@ -32,46 +36,72 @@ WORD void short_block_scores(int n, int query, int first, int last, bool stairs,
 
 /* ---- Softmax ---- */
 
-/* From scores of `rows` queries, a constant, to P, in place, as words of keys that follow each other, in the lane of
- * the first; the lanes of `hidden` are of no pair, or of one that is not to be seen. lse in base e, unless NULL, its
- * elements `step` apart. If the number of tiles is a constant of at most 4 they stay `in_registers`, a constant. A
- * row's lanes are added in halves, so that all of them have the same sum. */
-WORD void short_block_softmax(int rows, int tiles, bool in_registers, const lane_mask *hidden, real *s, real *lse,
-                              int64_t step) {
-  lanes minus_infinity = lanes_set1(-(real)INFINITY), m = minus_infinity, l = lanes_zero(), x[4];
+/* In three steps, each of which waits for what the last one ends with, across lanes: other work fits between them. All
+ * lanes of a row hold its maximum and its sum; of equal lanes, however they are added, all sums are the same. */
+typedef struct short_statistics {
+  lanes max[SHORT_BLOCKS], sum[SHORT_BLOCKS]; /* of each block */
+} short_statistics;
+
+/* Of the scores of `rows` queries, a constant; the lanes of `hidden` are of no pair, or of one that is not to be seen,
+ * and become -inf. */
+WORD lanes short_block_max(int rows, int tiles, const lane_mask *hidden, real *s) {
+  const lanes minus_infinity = lanes_set1(-(real)INFINITY);
+  lanes max = minus_infinity;
 #pragma GCC unroll 4
-  for (int t = 0; t < tiles; t++) {
-    lanes y = lanes_load(s + t * LANES);
-    if (mask_any(hidden[t])) y = lanes_select(hidden[t], minus_infinity, y);
-    m = lanes_max(y, m);
-    if (in_registers)
-      x[t] = y;
-    else
-      lanes_store(s + t * LANES, y);
+  for (int t = 0; t < tiles; t++, s += LANES) {
+    lanes x = lanes_load(s);
+    if (mask_any(hidden[t])) {
+      x = lanes_select(hidden[t], minus_infinity, x);
+      lanes_store(s, x);
+    }
+    max = lanes_max(x, max);
   }
 #pragma GCC unroll 4
-  for (int lane = LANES / 2; lane >= rows; lane /= 2) m = lanes_max(lanes_rotate(m, lane), m);
-  lanes base = lanes_select(lanes_equal(m, minus_infinity), lanes_zero(), m);
+  for (int lane = LANES / 2; lane >= rows; lane /= 2) max = lanes_max(lanes_swap(max, lane), max);
+  return max;
+}
+
+/* From scores to their powers, in place; returns the sums. Where nothing is seen the maximum is -inf, which cannot be
+ * subtracted. */
+WORD lanes short_block_exp(int rows, int tiles, real *s, lanes max) {
+  const lanes base = lanes_max(lanes_set1(-REAL_MOST), max);
+  lanes sum = lanes_zero();
 #pragma GCC unroll 4
-  for (int t = 0; t < tiles; t++) {
-    lanes p = tile_exp2(lanes_sub(in_registers ? x[t] : lanes_load(s + t * LANES), base));
-    l = lanes_add(l, p);
-    if (in_registers)
-      x[t] = p;
-    else
-      lanes_store(s + t * LANES, p);
+  for (int t = 0; t < tiles; t++, s += LANES) {
+    const lanes p = tile_exp2(lanes_sub(lanes_load(s), base));
+    sum = lanes_add(sum, p);
+    lanes_store(s, p);
   }
 #pragma GCC unroll 4
-  for (int lane = LANES / 2; lane >= rows; lane /= 2) l = lanes_add(lanes_rotate(l, lane), l);
-  lanes share = lanes_select(lanes_equal(l, lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), l));
+  for (int lane = LANES / 2; lane >= rows; lane /= 2) sum = lanes_add(lanes_swap(sum, lane), sum);
+  return sum;
+}
+
+/* To P, as words of keys that follow each other, in the lane of the first. Where nothing is seen all powers are 0. */
+WORD void short_block_share(int rows, int tiles, real *s, lanes sum) {
+  const lanes share = lanes_div(lanes_set1(1), lanes_max(lanes_set1(REAL_LEAST), sum));
 #pragma GCC unroll 4
-  for (int t = 0; t < tiles; t++) {
-    lanes p = lanes_mul(in_registers ? x[t] : lanes_load(s + t * LANES), share);
-    lanes_store(s + t * LANES, tile_words(p, lanes_rotate(p, rows)));
+  for (int t = 0; t < tiles; t++, s += LANES) {
+    const lanes p = lanes_mul(lanes_load(s), share);
+    lanes_store(s, tile_words(p, lanes_rotate(p, rows)));
   }
-  if (!lse) return;
+}
+
+/* Maximum and sum of the block of queries from `query` on to the lanes of these queries, modulo LANES, among others: so
+ * that one logarithm does for all. */
+WORD void short_block_gather(const short_statistics *x, int block, int query, lanes *max, lanes *sum) {
+  const lane_mask before = mask_first(query % LANES);
+  *max = lanes_select(before, *max, x->max[block]), *sum = lanes_select(before, *sum, x->sum[block]);
+}
+/* lse in base e of so many rows, its elements `step` apart. */
+WORD void short_store_lse(real *lse, int64_t step, int rows, lanes max, lanes sum) {
+  const lanes x = lanes_mul(lanes_set1((real)LN_2), lanes_add(max, lanes_log2(sum)));
+  if (step == 1) {
+    lanes_store_first(lse, x, rows);
+    return;
+  }
   real copy[LANES];
-  lanes_store(copy, lanes_mul(lanes_set1((real)LN_2), lanes_add(m, lanes_log2(l))));
+  lanes_store(copy, x);
   for (int r = 0; r < rows; r++) lse[r * step] = copy[r];
 }
 

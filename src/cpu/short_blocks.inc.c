@@ -5,8 +5,6 @@
  * row's sum is a few rotations, and P lies as the products with V read it. Of 16 x 16 causal pairs 10 tiles of 4 x 4
  * are left, where vectors of 16 queries are 16. */
 
-enum { SHORT_BLOCKS = SHORT_MAX / SHORT_BLOCK + 2 };
-
 /* With 8 lanes a tile is 4 queries and 2 keys, too little work for what comes with each: 16 queries took 1.4 times as
  * long as by rows of queries, 32 took 1.5. */
 enum { SHORT_IN_BLOCKS = LANES >= 16 };
@@ -96,29 +94,37 @@ static void short_blocks_scores(const short_blocks *x, real *s, const vector_row
 
 /* ---- Softmax ---- */
 
-WORD void short_blocks_softmax_of(const short_block *b, int rows, real *s, real *lse, int64_t step) {
-  s += b->query * SHORT_MAX;
-  if (lse) lse += b->query * step;
-  if (b->tiles == 1)
-    short_block_softmax(rows, 1, true, b->hidden, s, lse, step);
-  else if (rows == SHORT_BLOCK && b->tiles == 2)
-    short_block_softmax(rows, 2, true, b->hidden, s, lse, step);
-  else if (rows == SHORT_BLOCK && b->tiles == 3)
-    short_block_softmax(rows, 3, true, b->hidden, s, lse, step);
-  else if (rows == SHORT_BLOCK && b->tiles == 4)
-    short_block_softmax(rows, 4, true, b->hidden, s, lse, step);
-  else
-    short_block_softmax(rows, b->tiles, false, b->hidden, s, lse, step);
+WORD void short_blocks_max_of(const short_block *b, int rows, real *s, lanes *max) {
+  *max = short_block_max(rows, b->tiles, b->hidden, s + b->query * SHORT_MAX);
 }
+WORD void short_blocks_exp_of(const short_block *b, int rows, real *s, lanes max, lanes *sum) {
+  *sum = short_block_exp(rows, b->tiles, s + b->query * SHORT_MAX, max);
+}
+WORD void short_blocks_share_of(const short_block *b, int rows, real *s, lanes sum) {
+  short_block_share(rows, b->tiles, s + b->query * SHORT_MAX, sum);
+}
+/* lse may be NULL. */
 static void short_blocks_softmax(const short_blocks *x, real *s, real *lse, int64_t step) {
-  for (int i = 0; i < x->count; i++) {
-    const short_block *b = &x->block[i];
-    if (b->rows == SHORT_BLOCK)
-      short_blocks_softmax_of(b, SHORT_BLOCK, s, lse, step);
-    else if (b->rows == 2)
-      short_blocks_softmax_of(b, 2, s, lse, step);
-    else
-      short_blocks_softmax_of(b, 1, s, lse, step);
+  short_statistics soft;
+  lanes max = lanes_zero(), sum = lanes_zero();
+#define BLOCKS(step, ...)                                                                                              \
+  for (int i = 0; i < x->count; i++) {                                                                                 \
+    const short_block *b = &x->block[i];                                                                               \
+    if (b->rows == SHORT_BLOCK)                                                                                        \
+      step(b, SHORT_BLOCK, __VA_ARGS__);                                                                               \
+    else if (b->rows == 2)                                                                                             \
+      step(b, 2, __VA_ARGS__);                                                                                         \
+    else                                                                                                               \
+      step(b, 1, __VA_ARGS__);                                                                                         \
+  }
+  BLOCKS(short_blocks_max_of, s, &soft.max[i])
+  BLOCKS(short_blocks_exp_of, s, soft.max[i], &soft.sum[i])
+  BLOCKS(short_blocks_share_of, s, soft.sum[i])
+#undef BLOCKS
+  for (int i = 0; lse && i < x->count; i++) {
+    const int query = x->block[i].query, end = query + x->block[i].rows, first = query / LANES * LANES;
+    short_block_gather(&soft, i, query, &max, &sum);
+    if (end % LANES == 0 || i == x->count - 1) short_store_lse(lse + first * step, step, end - first, max, sum);
   }
 }
 

@@ -46,10 +46,10 @@ WORD lanes short_softmax_gradient(int count, const int *rows, const int *tiles, 
   for (int lane = LANES / 2; lane >= 1; lane /= 2)
 #pragma GCC unroll 4
     for (int b = 0; b < count; b++)
-      if (lane >= rows[b]) max[b] = lanes_max(lanes_rotate(max[b], lane), max[b]);
+      if (lane >= rows[b]) max[b] = lanes_max(lanes_swap(max[b], lane), max[b]);
 #pragma GCC unroll 4
   for (int b = 0; b < count; b++) {
-    max[b] = lanes_select(lanes_equal(max[b], minus_infinity), lanes_zero(), max[b]);
+    max[b] = lanes_max(lanes_set1(-REAL_MOST), max[b]);
     sum[b] = delta[b] = lanes_zero();
 #pragma GCC unroll 4
     for (int t = 0; t < tiles[b]; t++) {
@@ -63,12 +63,12 @@ WORD lanes short_softmax_gradient(int count, const int *rows, const int *tiles, 
 #pragma GCC unroll 4
     for (int b = 0; b < count; b++)
       if (lane >= rows[b]) {
-        sum[b] = lanes_add(lanes_rotate(sum[b], lane), sum[b]);
-        delta[b] = lanes_add(lanes_rotate(delta[b], lane), delta[b]);
+        sum[b] = lanes_add(lanes_swap(sum[b], lane), sum[b]);
+        delta[b] = lanes_add(lanes_swap(delta[b], lane), delta[b]);
       }
 #pragma GCC unroll 4
   for (int b = 0; b < count; b++) {
-    const lanes share = lanes_select(lanes_equal(sum[b], lanes_zero()), lanes_zero(), lanes_div(lanes_set1(1), sum[b]));
+    const lanes share = lanes_div(lanes_set1(1), lanes_max(lanes_set1(REAL_LEAST), sum[b]));
     delta[b] = lanes_mul(delta[b], share);
     check = lanes_fma(delta[b], lanes_zero(), check);
 #pragma GCC unroll 4

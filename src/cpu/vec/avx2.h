@@ -152,6 +152,10 @@ WORD lanes lanes_rotate(lanes a, int n) {
   return _mm256_permutevar8x32_ps(a, index); /* which reads three bits of an index */
 }
 
+WORD lanes lanes_swap(lanes a, int n) {
+  return n == 4 ? _mm256_permute2f128_ps(a, a, 1) : n == 2 ? _mm256_permute_ps(a, 0x4E) : _mm256_permute_ps(a, 0xB1);
+}
+
 WORD lanes lanes_sums(const lanes x[LANES]) {
   lanes t[4];
 #pragma GCC unroll 4

@@ -167,6 +167,13 @@ WORD lanes lanes_rotate(lanes a, int n) {
       a); /* which reads four bits of an index */
 }
 
+WORD lanes lanes_swap(lanes a, int n) {
+  return n == 8   ? _mm512_shuffle_f32x4(a, a, 0x4E)
+         : n == 4 ? _mm512_shuffle_f32x4(a, a, 0xB1)
+         : n == 2 ? _mm512_permute_ps(a, 0x4E)
+                  : _mm512_permute_ps(a, 0xB1);
+}
+
 /* A tree: what a transposition would move is added as soon as it lies in one place, 30 shuffles instead of 64. */
 WORD lanes lanes_sums(const lanes x[LANES]) {
   lanes t[8];

@@ -253,6 +253,16 @@ WORD lanes lanes_rotate(lanes a, int n) { /* lane i is lane (i + n) % LANES of a
   return __builtin_shuffle(a, (n + LANE_NUMBERS) % LANES); /* set one by one, gcc would make the lanes at run time */
 #endif
 }
+WORD lanes lanes_swap(lanes a, int n) { /* lane i is lane i ^ n of a; n is a constant power of two below LANES */
+#ifdef __clang__
+  lanes x = {0};
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) x[i] = a[(i ^ n) % LANES];
+  return x;
+#else
+  return __builtin_shuffle(a, (n ^ LANE_NUMBERS) % LANES);
+#endif
+}
 WORD lanes lanes_index(void) { /* 0, 1, 2, … */
   lanes x;
   for (int i = 0; i < LANES; i++) x[i] = (real)i;
