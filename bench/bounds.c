@@ -131,7 +131,7 @@ static void show_requests(void) {
 enum { ROUNDS = 1 << 17 };
 
 typedef struct mix {
-  int new_stores, old_stores, within, across, broadcasts; /* beside 16 multiply-adds, constants, at most 16 */
+  int stores, within, across, broadcasts, compares; /* beside 16 multiply-adds, constants, at most 16 */
 } mix;
 
 WORD void mixed(mix m) {
@@ -143,25 +143,23 @@ WORD void mixed(mix m) {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
       x[i] = _mm512_fmadd_ps(z, z, x[i]);
-      if (i % 4 == 3 && i / 4 < m.new_stores) _mm512_store_ps(row + i * 16, x[i]);
+      if (i % 4 == 3 && i / 4 < m.stores) _mm512_store_ps(row + i * 16, x[i]);
       if (i < m.within) y[i % 8] = _mm512_unpacklo_ps(y[i % 8], y[i % 8]);
       if (i < m.across) y[i % 8] = _mm512_shuffle_f32x4(y[i % 8], y[i % 8], 0x4E);
       if (i < m.broadcasts) y[i % 8] = _mm512_set1_ps(row[i]);
+      if (i < m.compares) __asm__ volatile("vcmpeqps %0, %0, %%k1" : : "v"(z) : "k1");
       __asm__ volatile("" : "+v"(x[i]), "+v"(y[i % 8]) : : "memory");
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < m.old_stores; i++) _mm512_store_ps(row + i * 16, x[i]);
-    __asm__ volatile("" : : : "memory");
   }
   keep(x, 16);
   keep(y, 8);
 }
 LOOP void fmas(void) { mixed((mix){0}); }
-LOOP void fmas_old_stores(void) { mixed((mix){.old_stores = 4}); }
-LOOP void fmas_new_stores(void) { mixed((mix){.new_stores = 4}); }
+LOOP void fmas_stores(void) { mixed((mix){.stores = 4}); }
 LOOP void fmas_within(void) { mixed((mix){.within = 16}); }
 LOOP void fmas_across(void) { mixed((mix){.across = 16}); }
 LOOP void fmas_broadcasts(void) { mixed((mix){.broadcasts = 16}); }
+LOOP void fmas_compares(void) { mixed((mix){.compares = 16}); }
 LOOP void three_cycles(void) {
   uint64_t x = 3;
   for (int i = 0; i < ROUNDS; i++) __asm__ volatile("imul %0, %0" : "+r"(x));
@@ -172,11 +170,11 @@ static const struct {
   void (*loop)(void);
 } pipes[] = {{"", three_cycles},
              {"16 multiply-adds", fmas},
-             {"and 4 stores behind them, of the oldest sums", fmas_old_stores},
-             {"and 4 stores, each right behind its sum", fmas_new_stores},
+             {"and 4 stores", fmas_stores},
              {"and 16 shuffles within 128 bits", fmas_within},
              {"and 16 shuffles across 128 bits", fmas_across},
-             {"and 16 broadcasts from memory", fmas_broadcasts}};
+             {"and 16 broadcasts from memory", fmas_broadcasts},
+             {"and 16 comparisons", fmas_compares}};
 static void pipe(int i) { pipes[i].loop(); }
 
 static void show_pipes(void) {
@@ -185,12 +183,10 @@ static void show_pipes(void) {
   measure(pipe, COUNT, best);
   printf("| vectors of 16 floats, at %.2f GHz | cycles |\n|---|---|\n", 3 * ROUNDS / best[0]);
   for (int i = 1; i < COUNT; i++) printf("| %s | %.1f |\n", pipes[i].name, 3 * best[i] / best[0]);
-  printf("\n| backward, causal pair, D = 64, f32 | multiply-adds | ns | and stores of dQ, dK, dV as old sums, ns "
-         "|\n|---|---|---|---|\n");
+  printf("\n| backward, causal pair, D = 64, f32 | multiply-adds | ns |\n|---|---|---|\n");
   for (int n = 5; n <= 16; n += n == 5 ? 3 : 8) {
-    const int products = 5 * 4 * n * (n + 1) / 2, stores = 3 * 4 * n;
-    const double time = products * best[1] / ROUNDS / 16;
-    printf("| N = %d | %d | %.0f | %.0f |\n", n, products, time, time + stores * (best[2] - best[1]) / ROUNDS / 4);
+    const int products = 5 * 4 * n * (n + 1) / 2;
+    printf("| N = %d | %d | %.0f |\n", n, products, products * best[1] / ROUNDS / 16);
   }
 }
 
@@ -201,31 +197,49 @@ static void show_pipes(void) {
  * lines. */
 enum { PAIRS = 8192, PAIR = 64 * LINE, EVEN = 17 };
 
-WORD void ask_lines(const char *line, int count) {
+/* Asks for lines that follow each other, and again for those of two pairs before; if `apart`, the next address is known
+ * two multiplications, six cycles, after that of a line. */
+WORD const char *ask_lines(const char *line, int count, bool apart, uintptr_t one) {
 #pragma GCC unroll 4
-  for (int i = 0; i < count; i++) __builtin_prefetch(line + i * LINE, 0, 2);
+  for (int i = 0; i < count; i++) {
+    __builtin_prefetch(line, 0, 2);
+    __builtin_prefetch(line - 2 * PAIR, 0, 2);
+    uintptr_t next = (uintptr_t)line + LINE;
+    if (apart) {
+      next *= one;
+      __asm__("" : "+r"(next));
+      next *= one;
+    }
+    line = (const char *)next;
+  }
+  return line;
 }
 /* All arguments are constants. `bytes`: from memory, and O is stored; `tiles`: in blocks of four rows, whose lines are
- * read side by side; `feed`: one stream of requests, in the order of memory, two pairs ahead. */
-WORD void forward(bool bytes, bool multiplies, bool tiles, bool feed) {
+ * read side by side; `feed`: one stream of requests, in the order of memory, four pairs ahead; `apart`: not at once. */
+WORD void forward(bool bytes, bool multiplies, bool tiles, bool feed, bool apart) {
+  uintptr_t one = 1;
+  __asm__("" : "+r"(one)); /* compilers are not to know it */
   lanes x[8];
   clear(x, 8);
   for (size_t pair = 0; pair < PAIRS; pair++) {
-    const char *q = memory + (bytes ? pair * PAIR : 0), *k = q + TENSOR / 2, *v = k + TENSOR / 2, *ahead = q + 2 * PAIR;
+    const char *q = memory + (bytes ? pair * PAIR : 0), *k = q + TENSOR / 2, *v = k + TENSOR / 2, *ahead = q + 4 * PAIR;
     char *o = memory + 3 * (TENSOR / 2) + pair * PAIR;
 #pragma GCC unroll 4
-    for (int block = 0; block < 4; block++, q += 16 * LINE, k += 16 * LINE)
-      for (int i = 0; i < 8; i++, ahead += 4 * LINE) { /* two lines of each */
+    for (int block = 0; block < 4; block++, q += 16 * LINE, k += 16 * LINE) {
+      if (block == 2) ahead += TENSOR / 2 - PAIR;
+      for (int i = 0; i < 8; i++) { /* two lines of each */
         const int at = LINE * (tiles ? i / 2 + i % 2 * 8 : 2 * i), next = at + LINE * (tiles ? 4 : 1);
-        if (feed) ask_lines(ahead + (block < 2 ? 0 : TENSOR / 2 - PAIR), 4);
+        if (feed) ahead = ask_lines(ahead, 4, apart, one);
         lanes y = _mm512_max_ps(load_next(q + at), load_next(q + next));
         y = _mm512_max_ps(_mm512_max_ps(load_next(k + at), load_next(k + next)), y);
         if (multiplies) multiply(x, tiles ? 5 + 8 * block : EVEN, y);
       }
+    }
+    ahead += TENSOR / 2 - PAIR;
 #pragma GCC unroll 4
     for (int block = 0; block < 4; block++)
       for (int i = 0; i < 8; i++, v += 2 * LINE, o += 2 * LINE) {
-        if (feed) ask_lines(v + 2 * PAIR, 2);
+        if (feed) ahead = ask_lines(ahead, 2, apart, one);
         lanes y = load_next(v), z = load_next(v + LINE);
         if (multiplies) multiply(x, tiles ? 5 + 8 * block : EVEN, _mm512_max_ps(y, z));
         if (bytes) _mm512_stream_ps((float *)(void *)o, y), _mm512_stream_ps((float *)(void *)(o + LINE), z);
@@ -234,11 +248,12 @@ WORD void forward(bool bytes, bool multiplies, bool tiles, bool feed) {
   _mm_sfence();
   keep(x, 8);
 }
-LOOP void forward_fmas(void) { forward(false, true, true, false); }
-LOOP void forward_bytes(void) { forward(true, false, false, false); }
-LOOP void forward_even(void) { forward(true, true, false, false); }
-LOOP void forward_tiles(void) { forward(true, true, true, false); }
-LOOP void forward_fed(void) { forward(true, true, true, true); }
+LOOP void forward_fmas(void) { forward(false, true, true, false, false); }
+LOOP void forward_bytes(void) { forward(true, false, false, false, false); }
+LOOP void forward_even(void) { forward(true, true, false, false, false); }
+LOOP void forward_tiles(void) { forward(true, true, true, false, false); }
+LOOP void forward_fed(void) { forward(true, true, true, true, false); }
+LOOP void forward_apart(void) { forward(true, true, true, true, true); }
 
 static const struct {
   const char *name;
@@ -247,7 +262,8 @@ static const struct {
                 {"reads and streamed stores alone", forward_bytes},
                 {"both, evenly, row by row", forward_even},
                 {"both, in tiles of four rows", forward_tiles},
-                {"the same, asked for in the order of memory", forward_fed}};
+                {"the same, asked for in the order of memory", forward_fed},
+                {"the same, each line six cycles after the last", forward_apart}};
 static void short_forward(int i) { forwards[i].loop(); }
 
 static void show_short(void) {
