@@ -101,8 +101,8 @@ WORD void short_length_next(const short_forward_context *f, short_forward_pair *
 
 /* ---- From pair to pair ---- */
 
-/* Decides in which order rows are asked for, and with it how long items are. 8 tokens whose rows follow each other, and
- * so less than a page of them, take 216 ns a pair if the core asks for them, 261 if we do. */
+/* Decides in which order rows are asked for, and with it how long items are. 8 tokens in bf16 whose rows follow each
+ * other, and so less than a page of them, take 112 ns a pair if the core asks for them, 124 if we do. */
 enum { SHORT_PAGE = 4096 };
 static void short_length_plan(short_forward_context *f, int64_t *items) {
   static const operand_id inputs[] = {OPERAND_Q, OPERAND_K, OPERAND_V};
