@@ -2,7 +2,7 @@
 /* A short sequence whose scores depend on nothing but the positions of query and key, that is, without the
  * options that are passes of scores.inc.c. Queries go in blocks of 4, the rest in blocks of 2 and 1. A vector holds the
  * scores of a tile, `rows` queries and LANES / rows keys, lane = key * rows + query: one tree of additions fills it, a
- * row's sum is a few rotations, and P lies as the products with V read it. Of 16 x 16 causal pairs 10 tiles of 4 x 4
+ * row's sum is a few swaps of lanes, and P lies as the products with V read it. Of 16 x 16 causal pairs 10 tiles of 4 x 4
  * are left, where vectors of 16 queries are 16. */
 
 /* With 8 lanes a tile is 4 queries and 2 keys, too little work for what comes with each: 16 queries took 1.4 times as
