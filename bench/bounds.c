@@ -131,7 +131,7 @@ static void show_requests(void) {
 enum { ROUNDS = 1 << 17 };
 
 typedef struct mix {
-  int stores, within, across, broadcasts, compares; /* beside 16 multiply-adds, constants, at most 16 */
+  int stores, within, across, broadcasts, compares; /* beside 16 multiply-adds, constants: at most 4, else 16 */
 } mix;
 
 WORD void mixed(mix m) {
@@ -198,7 +198,7 @@ static void show_pipes(void) {
 enum { PAIRS = 8192, PAIR = 64 * LINE, EVEN = 17 };
 
 /* Asks for lines that follow each other, and again for those of two pairs before; if `apart`, the next address is known
- * two multiplications, six cycles, after that of a line. */
+ * an addition and two multiplications, seven cycles, after that of a line. */
 WORD const char *ask_lines(const char *line, int count, bool apart, uintptr_t one) {
 #pragma GCC unroll 4
   for (int i = 0; i < count; i++) {
@@ -214,46 +214,55 @@ WORD const char *ask_lines(const char *line, int count, bool apart, uintptr_t on
   }
   return line;
 }
-/* All arguments are constants. `bytes`: from memory, and O is stored; `tiles`: in blocks of four rows, whose lines are
- * read side by side; `feed`: one stream of requests, in the order of memory, four pairs ahead; `apart`: not at once. */
-WORD void forward(bool bytes, bool multiplies, bool tiles, bool feed, bool apart) {
+typedef struct forward_case {
+  bool bytes;      /* from memory, and O is stored */
+  bool multiplies; /* and has what a pair has of multiply-adds */
+  bool tiles;      /* in blocks of four rows, whose lines are read side by side */
+  bool feed;       /* one stream of requests, in the order of memory, four pairs ahead */
+  bool apart;      /* not at once */
+} forward_case;    /* constants */
+
+WORD void forward(forward_case f) {
   uintptr_t one = 1;
   __asm__("" : "+r"(one)); /* compilers are not to know it */
   lanes x[8];
   clear(x, 8);
   for (size_t pair = 0; pair < PAIRS; pair++) {
-    const char *q = memory + (bytes ? pair * PAIR : 0), *k = q + TENSOR / 2, *v = k + TENSOR / 2, *ahead = q + 4 * PAIR;
+    const char *q = memory + (f.bytes ? pair * PAIR : 0), *k = q + TENSOR / 2, *v = k + TENSOR / 2,
+               *ahead = q + 4 * PAIR;
     char *o = memory + 3 * (TENSOR / 2) + pair * PAIR;
 #pragma GCC unroll 4
     for (int block = 0; block < 4; block++, q += 16 * LINE, k += 16 * LINE) {
       if (block == 2) ahead += TENSOR / 2 - PAIR;
       for (int i = 0; i < 8; i++) { /* two lines of each */
-        const int at = LINE * (tiles ? i / 2 + i % 2 * 8 : 2 * i), next = at + LINE * (tiles ? 4 : 1);
-        if (feed) ahead = ask_lines(ahead, 4, apart, one);
+        const int at = LINE * (f.tiles ? i / 2 + i % 2 * 8 : 2 * i), next = at + LINE * (f.tiles ? 4 : 1);
+        if (f.feed) ahead = ask_lines(ahead, 4, f.apart, one);
         lanes y = _mm512_max_ps(load_next(q + at), load_next(q + next));
         y = _mm512_max_ps(_mm512_max_ps(load_next(k + at), load_next(k + next)), y);
-        if (multiplies) multiply(x, tiles ? 5 + 8 * block : EVEN, y);
+        if (f.multiplies) multiply(x, f.tiles ? 5 + 8 * block : EVEN, y);
       }
     }
     ahead += TENSOR / 2 - PAIR;
 #pragma GCC unroll 4
     for (int block = 0; block < 4; block++)
       for (int i = 0; i < 8; i++, v += 2 * LINE, o += 2 * LINE) {
-        if (feed) ahead = ask_lines(ahead, 2, apart, one);
+        if (f.feed) ahead = ask_lines(ahead, 2, f.apart, one);
         lanes y = load_next(v), z = load_next(v + LINE);
-        if (multiplies) multiply(x, tiles ? 5 + 8 * block : EVEN, _mm512_max_ps(y, z));
-        if (bytes) _mm512_stream_ps((float *)(void *)o, y), _mm512_stream_ps((float *)(void *)(o + LINE), z);
+        if (f.multiplies) multiply(x, f.tiles ? 5 + 8 * block : EVEN, _mm512_max_ps(y, z));
+        if (f.bytes) _mm512_stream_ps((float *)(void *)o, y), _mm512_stream_ps((float *)(void *)(o + LINE), z);
       }
   }
   _mm_sfence();
   keep(x, 8);
 }
-LOOP void forward_fmas(void) { forward(false, true, true, false, false); }
-LOOP void forward_bytes(void) { forward(true, false, false, false, false); }
-LOOP void forward_even(void) { forward(true, true, false, false, false); }
-LOOP void forward_tiles(void) { forward(true, true, true, false, false); }
-LOOP void forward_fed(void) { forward(true, true, true, true, false); }
-LOOP void forward_apart(void) { forward(true, true, true, true, true); }
+LOOP void forward_fmas(void) { forward((forward_case){.multiplies = true, .tiles = true}); }
+LOOP void forward_bytes(void) { forward((forward_case){.bytes = true}); }
+LOOP void forward_even(void) { forward((forward_case){.bytes = true, .multiplies = true}); }
+LOOP void forward_tiles(void) { forward((forward_case){.bytes = true, .multiplies = true, .tiles = true}); }
+LOOP void forward_fed(void) { forward((forward_case){.bytes = true, .multiplies = true, .tiles = true, .feed = true}); }
+LOOP void forward_apart(void) {
+  forward((forward_case){.bytes = true, .multiplies = true, .tiles = true, .feed = true, .apart = true});
+}
 
 static const struct {
   const char *name;
@@ -263,7 +272,7 @@ static const struct {
                 {"both, evenly, row by row", forward_even},
                 {"both, in tiles of four rows", forward_tiles},
                 {"the same, asked for in the order of memory", forward_fed},
-                {"the same, each line six cycles after the last", forward_apart}};
+                {"the same, each line seven cycles after the last", forward_apart}};
 static void short_forward(int i) { forwards[i].loop(); }
 
 static void show_short(void) {

@@ -24,8 +24,8 @@ set(isa_options -O3)
 if(ATTEND_SANITIZE)
   set(isa_options -O1)
 endif()
-# Where the build asks for debugging symbols, kernels have functions and lines only: the variables of all that is inlined
-# in them are four fifths of their objects and half of the time that they take to compile.
+# In RelWithDebInfo, unlike Debug, kernels have functions and lines as debugging symbols: the variables of all that is
+# inlined in them are four fifths of their objects and half of the time that they take to compile.
 list(APPEND isa_options $<$<CONFIG:RelWithDebInfo>:-g1>)
 if(ATTEND_FUZZ)
   list(APPEND isa_options -fno-sanitize=all)

@@ -7,6 +7,8 @@ enum { SHORT_BLOCK = LANES < 4 ? LANES : 4 };                 /* rows of a block
 enum { SHORT_BLOCK_TILES = SHORT_MAX * SHORT_BLOCK / LANES }; /* its tiles, at most */
 enum { SHORT_BLOCKS = SHORT_MAX / SHORT_BLOCK + 2 };          /* of a pair, at most */
 
+/* What -inf and 0 become where they cannot be subtracted or divided by: a maximum where comparing and selecting would
+ * take the pipes of multiply-adds (bench/bounds.c). */
 #define REAL_MOST _Generic((real)0, float : FLT_MAX, double : DBL_MAX)
 #define REAL_LEAST _Generic((real)0, float : FLT_MIN, double : DBL_MIN) /* that is normal */
 
@@ -37,7 +39,7 @@ WORD void short_block_scores(int n, int query, int first, int last, bool stairs,
 /* ---- Softmax ---- */
 
 /* In three steps, each of which waits for what the last one ends with, across lanes: other work fits between them. All
- * lanes of a row hold its maximum and its sum; of equal lanes, however they are added, all sums are the same. */
+ * lanes of a row hold its maximum and its sum, which halves that are swapped and added leave the same in all. */
 typedef struct short_statistics {
   lanes max[SHORT_BLOCKS], sum[SHORT_BLOCKS]; /* of each block */
 } short_statistics;
@@ -89,9 +91,9 @@ WORD void short_block_share(int rows, int tiles, real *s, lanes sum) {
 
 /* Maximum and sum of the block of queries from `query` on to the lanes of these queries, modulo LANES, among others: so
  * that one logarithm does for all. */
-WORD void short_block_gather(const short_statistics *x, int block, int query, lanes *max, lanes *sum) {
+WORD void short_block_gather(const short_statistics *soft, int block, int query, lanes *max, lanes *sum) {
   const lane_mask before = mask_first(query % LANES);
-  *max = lanes_select(before, *max, x->max[block]), *sum = lanes_select(before, *sum, x->sum[block]);
+  *max = lanes_select(before, *max, soft->max[block]), *sum = lanes_select(before, *sum, soft->sum[block]);
 }
 /* lse in base e of so many rows, its elements `step` apart. */
 WORD void short_store_lse(real *lse, int64_t step, int rows, lanes max, lanes sum) {

@@ -2,8 +2,8 @@
 /* A short sequence whose scores depend on nothing but the positions of query and key, that is, without the
  * options that are passes of scores.inc.c. Queries go in blocks of 4, the rest in blocks of 2 and 1. A vector holds the
  * scores of a tile, `rows` queries and LANES / rows keys, lane = key * rows + query: one tree of additions fills it, a
- * row's sum is a few swaps of lanes, and P lies as the products with V read it. Of 16 x 16 causal pairs 10 tiles of 4 x 4
- * are left, where vectors of 16 queries are 16. */
+ * row's sum is a few swaps of lanes, and P lies as the products with V read it. Of 16 x 16 causal pairs 10 tiles of
+ * 4 x 4 are left, where vectors of 16 queries are 16. */
 
 /* With 8 lanes a tile is 4 queries and 2 keys, too little work for what comes with each: 16 queries took 1.4 times as
  * long as by rows of queries, 32 took 1.5. */
@@ -94,34 +94,38 @@ static void short_blocks_scores(const short_blocks *x, real *s, const vector_row
 
 /* ---- Softmax ---- */
 
-WORD void short_blocks_max_of(const short_block *b, int rows, real *s, lanes *max) {
-  *max = short_block_max(rows, b->tiles, b->hidden, s + b->query * SHORT_MAX);
+enum { SOFTMAX_MAX, SOFTMAX_EXP, SOFTMAX_SHARE };
+
+/* A step of a block; step and rows are constants. */
+WORD void short_blocks_step_of(const short_block *b, int rows, real *s, lanes *max, lanes *sum, int step) {
+  s += b->query * SHORT_MAX;
+  if (step == SOFTMAX_MAX)
+    *max = short_block_max(rows, b->tiles, b->hidden, s);
+  else if (step == SOFTMAX_EXP)
+    *sum = short_block_exp(rows, b->tiles, s, *max);
+  else
+    short_block_share(rows, b->tiles, s, *sum);
 }
-WORD void short_blocks_exp_of(const short_block *b, int rows, real *s, lanes max, lanes *sum) {
-  *sum = short_block_exp(rows, b->tiles, s + b->query * SHORT_MAX, max);
+WORD void short_blocks_step(const short_blocks *x, real *s, short_statistics *soft, int step) {
+  for (int i = 0; i < x->count; i++) {
+    const short_block *b = &x->block[i];
+    if (b->rows == SHORT_BLOCK)
+      short_blocks_step_of(b, SHORT_BLOCK, s, &soft->max[i], &soft->sum[i], step);
+    else if (b->rows == 2)
+      short_blocks_step_of(b, 2, s, &soft->max[i], &soft->sum[i], step);
+    else
+      short_blocks_step_of(b, 1, s, &soft->max[i], &soft->sum[i], step);
+  }
 }
-WORD void short_blocks_share_of(const short_block *b, int rows, real *s, lanes sum) {
-  short_block_share(rows, b->tiles, s + b->query * SHORT_MAX, sum);
-}
-/* lse may be NULL. */
+/* lse may be NULL; its elements are `step` apart. */
 static void short_blocks_softmax(const short_blocks *x, real *s, real *lse, int64_t step) {
   short_statistics soft;
+  short_blocks_step(x, s, &soft, SOFTMAX_MAX);
+  short_blocks_step(x, s, &soft, SOFTMAX_EXP);
+  short_blocks_step(x, s, &soft, SOFTMAX_SHARE);
+  if (!lse) return;
   lanes max = lanes_zero(), sum = lanes_zero();
-#define BLOCKS(step, ...)                                                                                              \
-  for (int i = 0; i < x->count; i++) {                                                                                 \
-    const short_block *b = &x->block[i];                                                                               \
-    if (b->rows == SHORT_BLOCK)                                                                                        \
-      step(b, SHORT_BLOCK, __VA_ARGS__);                                                                               \
-    else if (b->rows == 2)                                                                                             \
-      step(b, 2, __VA_ARGS__);                                                                                         \
-    else                                                                                                               \
-      step(b, 1, __VA_ARGS__);                                                                                         \
-  }
-  BLOCKS(short_blocks_max_of, s, &soft.max[i])
-  BLOCKS(short_blocks_exp_of, s, soft.max[i], &soft.sum[i])
-  BLOCKS(short_blocks_share_of, s, soft.sum[i])
-#undef BLOCKS
-  for (int i = 0; lse && i < x->count; i++) {
+  for (int i = 0; i < x->count; i++) {
     const int query = x->block[i].query, end = query + x->block[i].rows, first = query / LANES * LANES;
     short_block_gather(&soft, i, query, &max, &sum);
     if (end % LANES == 0 || i == x->count - 1) short_store_lse(lse + first * step, step, end - first, max, sum);

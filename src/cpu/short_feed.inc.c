@@ -68,8 +68,8 @@ WORD void short_feed_begin(short_feed *x, const short_order *order) {
 WORD void short_feed_pair(short_feed *x, int64_t pair) {
   x->at = pair * x->order->bytes, x->inputs = x->order->inputs, x->line = x->end = NULL;
 }
-/* A line's address is known two multiplications after that of the line before, on x86 six cycles: a core that has run
- * ahead to the next requests would else send them all at once. */
+/* A line's address is known an addition and two multiplications after that of the line before, on x86 seven cycles: a
+ * core that has run ahead to the next requests would else send them all at once. */
 WORD void short_feed_step(short_feed *x) {
   if (!x) return;
   if (x->line >= x->end) {
