@@ -24,15 +24,14 @@ set(isa_options -O3)
 if(ATTEND_SANITIZE)
   set(isa_options -O1)
 endif()
-# What is undefined in a kernel is a trap: a message for each place where it could be is two thirds of an instrumented one.
-if(ATTEND_SANITIZE MATCHES undefined AND NOT ATTEND_FUZZ)
-  list(APPEND isa_options -fsanitize-undefined-trap-on-error)
-endif()
 # In RelWithDebInfo, unlike Debug, kernels have functions and lines as debugging symbols: the variables of all that is
 # inlined in them are four fifths of their objects and half of the time that they take to compile.
 list(APPEND isa_options $<$<CONFIG:RelWithDebInfo>:-g1>)
+# What is undefined in a kernel is a trap: a message for each place where it could be is two thirds of an instrumented one.
 if(ATTEND_FUZZ)
   list(APPEND isa_options -fno-sanitize=all)
+elseif(ATTEND_SANITIZE MATCHES undefined)
+  list(APPEND isa_options -fsanitize-undefined-trap-on-error)
 endif()
 
 glob(isa_sources src/cpu/isa/*.c)
